@@ -1,0 +1,36 @@
+"""Clean priors and amortized posteriors, learned from corrupted measurements alone.
+
+The names below are loaded at their first use, so that ``import flowdiff`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY: dict[str, str] = {
+    "get_registry": "flowdiff.core.registry",
+    "hookimpl": "flowdiff.core.hookspecs",
+}
+
+if TYPE_CHECKING:
+    from .core.hookspecs import hookimpl as hookimpl
+    from .core.registry import get_registry as get_registry
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Loads a public name at its first use (PEP 562)."""
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

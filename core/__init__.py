@@ -1,0 +1,123 @@
+"""The contracts: what plug-ins build on and the run loop works with.
+
+Plug-ins, bundled or not, import these names and nothing else of core::
+
+    from flowdiff.core import BuildContext, DeterministicMap, PartConfig
+
+Each is loaded at its first use: importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC: dict[str, tuple[str, ...]] = {
+    "composition": ("ComposedOperator",),
+    "dataset": ("Dataset", "DatasetConfig", "Split"),
+    "errors": (
+        "DivergenceError",
+        "FlowdiffError",
+        "PluginError",
+        "RunError",
+        "UserError",
+        "suggest",
+    ),
+    "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
+    "hookspecs": ("hookimpl",),
+    "method": ("Batch", "Method", "MethodState", "Roles", "RunContext"),
+    "metric": ("Metric", "MetricConfig", "MetricValue"),
+    "moments": ("fit_gaussian",),
+    "network": ("Network",),
+    "observation": ("Observation", "Params"),
+    "operator": (
+        "DeterministicMap",
+        "ForwardOperator",
+        "NoiseModel",
+        "OperatorPart",
+        "TensorSpec",
+    ),
+    "optim": ("OptimConfig", "Trainable", "frozen"),
+    "part": ("BuildContext", "Part", "PartConfig"),
+    "posterior": ("AmortizedPosterior",),
+    "prior": ("DiffusionPrior", "Prior"),
+    "random": ("Streams", "derive_seed", "randn", "seeded"),
+    "registry": ("Registry", "get_registry"),
+    "solver": ("Solver",),
+    "space": ("ImageSpace",),
+    "wiener": ("AffineMap", "Wiener", "dense_matrix", "flatten_real", "spectral_power"),
+}
+"""Module of core by the public names that it provides."""
+
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+if TYPE_CHECKING:
+    from .composition import ComposedOperator as ComposedOperator
+    from .dataset import Dataset as Dataset
+    from .dataset import DatasetConfig as DatasetConfig
+    from .dataset import Split as Split
+    from .errors import DivergenceError as DivergenceError
+    from .errors import FlowdiffError as FlowdiffError
+    from .errors import PluginError as PluginError
+    from .errors import RunError as RunError
+    from .errors import UserError as UserError
+    from .errors import suggest as suggest
+    from .gaussian import DENSE_LIMIT as DENSE_LIMIT
+    from .gaussian import Gaussian as Gaussian
+    from .gaussian import dct_matrix as dct_matrix
+    from .hookspecs import hookimpl as hookimpl
+    from .method import Batch as Batch
+    from .method import Method as Method
+    from .method import MethodState as MethodState
+    from .method import Roles as Roles
+    from .method import RunContext as RunContext
+    from .metric import Metric as Metric
+    from .metric import MetricConfig as MetricConfig
+    from .metric import MetricValue as MetricValue
+    from .moments import fit_gaussian as fit_gaussian
+    from .network import Network as Network
+    from .observation import Observation as Observation
+    from .observation import Params as Params
+    from .operator import DeterministicMap as DeterministicMap
+    from .operator import ForwardOperator as ForwardOperator
+    from .operator import NoiseModel as NoiseModel
+    from .operator import OperatorPart as OperatorPart
+    from .operator import TensorSpec as TensorSpec
+    from .optim import OptimConfig as OptimConfig
+    from .optim import Trainable as Trainable
+    from .optim import frozen as frozen
+    from .part import BuildContext as BuildContext
+    from .part import Part as Part
+    from .part import PartConfig as PartConfig
+    from .posterior import AmortizedPosterior as AmortizedPosterior
+    from .prior import DiffusionPrior as DiffusionPrior
+    from .prior import Prior as Prior
+    from .random import Streams as Streams
+    from .random import derive_seed as derive_seed
+    from .random import randn as randn
+    from .random import seeded as seeded
+    from .registry import Registry as Registry
+    from .registry import get_registry as get_registry
+    from .solver import Solver as Solver
+    from .space import ImageSpace as ImageSpace
+    from .wiener import AffineMap as AffineMap
+    from .wiener import Wiener as Wiener
+    from .wiener import dense_matrix as dense_matrix
+    from .wiener import flatten_real as flatten_real
+    from .wiener import spectral_power as spectral_power
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Loads a public name at its first use (PEP 562)."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

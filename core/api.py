@@ -1,0 +1,471 @@
+"""The Python API: a run, from options to a finished folder, and what it serves afterwards.
+
+    import flowdiff
+
+    run = flowdiff.run(op="gaussian_blur", out="runs/digits")
+    run.sample(64)           # images of the learned prior, (64, C, H, W)
+    run.restore(y)           # posterior samples of new measurements, (n, B, C, H, W)
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import Checkpoint, latest
+from .config import Request, RunConfig, parse_setting, read_config, resolve
+from .counting import CallCounter
+from .errors import RunError, UserError
+from .evaluation import Evaluation, evaluate
+from .files import write_bytes, write_json
+from .folder import RunFolder, environment, versions
+from .hooks import HookCaller
+from .loop import train
+from .observation import Observation
+from .progress import Progress, SilentProgress
+from .registry import ComponentRecord, Registry, get_registry
+from .session import Session
+from .space import ImageSpace
+
+__all__ = ["Run", "open_run", "resolve_request", "resume", "run"]
+
+CONTROLS = ("oracle", "naive")
+
+
+def run(
+    *,
+    prior: str | None = None,
+    posterior: str | None = None,
+    op: str | None = None,
+    method: str | None = None,
+    data: str | None = None,
+    out: str | Path | None = None,
+    preset: str = "standard",
+    seed: int | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    controls: bool = False,
+    hooks: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Trains, evaluates and reports, as ``flowdiff run`` does.
+
+    Args:
+        prior, posterior, op, method, data: names of the parts; None for the default.
+        out: the run folder, new or empty; by default ``runs/<data>-<op>-<seed>``.
+        preset: ``quick``, ``standard`` or ``large``.
+        seed: root of every random stream.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        threads: torch threads.
+        config: a YAML file, such as another run's ``config.yaml``.
+        settings: what ``--set`` takes, such as ``{"prior.channels": 64}``.
+        controls: run the methods oracle and naive afterwards, for the report.
+        hooks: packages whose hooks are to be called besides those of the parts in use.
+        progress: told what happens; nothing is printed where None.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: bad input; nothing was left half-written.
+        RunError: the run failed; it can be resumed.
+    """
+    request = Request(
+        method=method,
+        prior=prior,
+        posterior=posterior,
+        op=op,
+        data=data,
+        preset=preset,
+        seed=seed,
+        device=device,
+        threads=threads,
+        file={} if config is None else read_config(Path(config)),
+        settings=[parse_setting(f"{k}={json.dumps(v)}") for k, v in (settings or {}).items()],
+    )
+    resolved = resolve_request(request)
+    folder = Path(out) if out is not None else default_folder(resolved)
+    started = Run.create(folder, resolved)
+    return started.finish(controls=controls, hooks=hooks, progress=progress)
+
+
+def resume(path: str | Path, *, progress: Progress | None = None, hooks: Sequence[str] = ()) -> Run:
+    """Continues a run that was stopped at any moment, controls included, and finishes it."""
+    return Run(RunFolder.open(Path(path))).finish(hooks=hooks, progress=progress)
+
+
+def open_run(path: str | Path) -> Run:
+    """A run folder, to sample, restore or read its summary."""
+    return Run(RunFolder.open(Path(path)))
+
+
+def resolve_request(request: Request) -> RunConfig:
+    """The resolved configuration of a request, by the installed parts."""
+    return resolve(request, get_registry())
+
+
+def default_folder(config: RunConfig) -> Path:
+    """``runs/<data>-<op>-<method>-<seed>``, numbered where it exists."""
+    parts = [config.data["name"], config.operator_name.replace("+", "-"), config.method["name"]]
+    base = Path("runs") / "-".join([*parts, str(config.seed)]).replace(":", "-")
+    path, number = base, 2
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+class Run:
+    """A run folder and what it serves.
+
+    Args:
+        folder: the folder, with its configuration.
+        registry: where the parts are found.
+    """
+
+    def __init__(self, folder: RunFolder, registry: Registry | None = None) -> None:
+        self.folder = folder
+        self.registry = registry or get_registry()
+        self.config = folder.config()
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, controls: bool = False) -> Run:
+        """A new run folder; nothing is trained yet.
+
+        Raises:
+            UserError: the folder is not empty, or the parts do not fit each other.
+        """
+        registry = get_registry()
+        torch.set_num_threads(config.threads)
+        folder = RunFolder.create(path, config, environment(config, _packages(config, registry)))
+        return cls(folder, registry)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json.
+
+        Raises:
+            UserError: the run has not finished.
+        """
+        return self.folder.summary()
+
+    def finish(
+        self,
+        *,
+        controls: bool = False,
+        hooks: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Run:
+        """Trains from where the run is, evaluates it and writes the report.
+
+        Args:
+            controls: train the methods oracle and naive afterwards, in ``controls/``.
+            hooks: packages whose hooks are to be called besides those of the parts in use.
+            progress: told what happens.
+        """
+        from .report import write_report
+
+        progress = progress or SilentProgress()
+        torch.set_num_threads(self.config.threads)
+        caller = HookCaller.for_run(
+            self.registry, _records(self.config, self.registry), hooks, progress.message
+        )
+        with self.folder.locked():
+            if controls:
+                write_json(self.folder.path / "controls.json", list(CONTROLS))
+            status = "failed"
+            caller.run_started(self)
+            try:
+                self._train(progress, caller)
+                for name in self._wanted_controls():
+                    self._control(name, progress)
+                self._merge_controls()
+                write_report(self, caller.report_sections(self))
+                status = "finished"
+            finally:
+                caller.run_finished(self, status)
+        progress.message(f"report: {self.folder.report_file}")
+        return self
+
+    def _train(self, progress: Progress, caller: HookCaller) -> None:
+        if self.folder.summary_file.exists():
+            return
+        progress.message("preparing measurements, moments and networks")
+        since = time.monotonic()
+        session = self._session(self._checkpoint())
+        session.setup_seconds = time.monotonic() - since
+        counter = CallCounter(session.context.prior, session.context.posterior, session.calls)
+        session.calls = counter.counts
+        train(session, self.folder, versions(), progress, _Bound(caller, self))
+        training_calls = dict(counter.counts)
+        evaluation = evaluate(session, self.registry, counter, progress)
+        self._save(session, evaluation, training_calls)
+        caller.evaluation_finished(self, self.summary)
+
+    def _save(
+        self, session: Session, evaluation: Evaluation, training_calls: dict[str, int]
+    ) -> None:
+        from safetensors.torch import save
+
+        write_bytes(self.folder.figures_file, save(evaluation.images))
+        method = session.method
+        cost = {
+            "training_steps": session.context.step,
+            "training_seconds": session.seconds,
+            "preparation_seconds": session.setup_seconds,
+            "training_network_calls": training_calls,
+            "peak_memory_bytes": _peak_memory(),
+            "parameters": {
+                name: sum(p.numel() for p in part.parameters())
+                for name, part in (
+                    ("prior", session.context.prior),
+                    ("posterior", session.context.posterior),
+                )
+                if part is not None
+            },
+            **evaluation.summary.pop("cost"),
+        }
+        train_count = len(session.measurements.train)
+        summary = {
+            "schema": 1,
+            "status": "finished",
+            "method": self.config.method["name"],
+            "prior": self.config.prior["name"] if self.config.prior else None,
+            "posterior": self.config.posterior["name"] if self.config.posterior else None,
+            "operator": self.config.operator,
+            "data": self.config.data["name"],
+            "fold": self.config.data.get("fold"),
+            "seed": self.config.seed,
+            "shape": list(session.context.space.shape),
+            "value_range": session.context.space.value_range,
+            "measurements": {
+                "train": train_count,
+                "heldout": len(session.measurements.heldout),
+                "digest": session.measurements.digest,
+            },
+            "clean_images_used": train_count if method.needs_clean else 0,
+            **evaluation.summary,
+            "cost": cost,
+        }
+        write_json(self.folder.summary_file, summary)
+
+    def _wanted_controls(self) -> list[str]:
+        path = self.folder.path / "controls.json"
+        if not path.exists():
+            return []
+        names: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return names
+
+    def _control(self, name: str, progress: Progress) -> None:
+        """Runs one control in ``controls/<name>``, or continues it."""
+        path = self.folder.controls / name
+        if (path / "config.yaml").exists():
+            control = Run(RunFolder.open(path), self.registry)
+        else:
+            config = self._control_config(name)
+            try:
+                progress.message(f"control: {name}")
+                self.folder.controls.mkdir(exist_ok=True)
+                control = Run.create(path, config)
+            except UserError as error:
+                progress.message(f"control {name} is left out: {error}")
+                return
+        try:
+            control.finish(progress=progress)
+        except UserError as error:
+            progress.message(f"control {name} is left out: {error}")
+
+    def _control_config(self, name: str) -> RunConfig:
+        """This run's configuration with another method, which takes over the common settings."""
+        cls: Any = self.registry.load("method", name)
+        shared = {k: v for k, v in self.config.method.items() if k in cls.Config.model_fields}
+        own = cls.Config(**shared).model_dump(mode="json")
+        return self.config.model_copy(update={"method": {"name": name, **own}, "posterior": None})
+
+    def _merge_controls(self) -> None:
+        """Adds the controls' prior rows to summary.json, beside this run's."""
+        summary = self.summary
+        rows = [row for row in summary["rows"] if not row.get("control")]
+        for name in self._wanted_controls():
+            path = self.folder.controls / name / "summary.json"
+            if not path.exists():
+                continue
+            control = json.loads(path.read_text(encoding="utf-8"))
+            if control["measurements"]["digest"] != summary["measurements"]["digest"]:
+                raise RunError(f"control {name} was trained on other measurements")
+            learned = next(row for row in control["rows"] if row["name"] == "prior")
+            title = {"oracle": "oracle: the prior trained on clean images",
+                     "naive": "naive: the prior trained on measurements as if clean"}[name]
+            rows.append({**learned, "name": name, "title": title, "control": True,
+                         "clean_images_used": control["clean_images_used"],
+                         "seconds": control["cost"]["training_seconds"]})
+        if rows != summary["rows"]:
+            summary["rows"] = rows
+            write_json(self.folder.summary_file, summary)
+
+    def _checkpoint(self) -> Checkpoint | None:
+        path = latest(self.folder.checkpoints)
+        if path is None:
+            return None
+        checkpoint = Checkpoint.load(path)
+        if checkpoint.config != self.config.model_dump(mode="json"):
+            raise UserError(
+                f"{path} was made with another configuration than {self.folder.config_file}; "
+                "start a new run with --config and --out"
+            )
+        return checkpoint
+
+    def _session(self, checkpoint: Checkpoint | None) -> Session:
+        return Session.build(
+            self.config, self.registry, self.folder.measurements_file, checkpoint
+        )
+
+    @cached_property
+    def session(self) -> Session:
+        """The trained run, in memory.
+
+        Raises:
+            UserError: there is no checkpoint yet.
+        """
+        torch.set_num_threads(self.config.threads)
+        checkpoint = self._checkpoint()
+        if checkpoint is None:
+            raise UserError(f"{self.path} has no checkpoint yet; train it first with --resume")
+        return self._session(checkpoint)
+
+    def sample(self, n: int, seed: int = 0, steps: int | None = None) -> Tensor:
+        """Images of the learned prior, with shape (n, C, *spatial), in the data's units.
+
+        Args:
+            n: how many.
+            seed: of the draws; equal seeds give equal images.
+            steps: sampler steps; None for the prior's own default.
+        """
+        from .random import Streams
+
+        session = self.session
+        if "sample" not in session.method.artifacts:
+            raise UserError(f"method {self.config.method['name']} learns no prior to sample")
+        generator = Streams(seed, session.context.device).fresh("sample")
+        with session.method.serving():
+            return torch.cat(
+                [
+                    session.method.sample(
+                        min(500, n - start), session.context, generator, steps
+                    ).cpu()
+                    for start in range(0, n, 500)
+                ]
+            )
+
+    def restore(
+        self, y: Tensor, n: int = 16, params: Mapping[str, Tensor] | None = None, seed: int = 0
+    ) -> Tensor:
+        """Posterior samples of measurements, with shape (n, B, C, *spatial).
+
+        Args:
+            y: measurements, with shape (B, *codomain).
+            n: samples per measurement.
+            params: operator parameters of each, where the operator has any.
+            seed: of the draws.
+        """
+        from .random import Streams
+
+        session = self.session
+        if "restore" not in session.method.artifacts:
+            raise UserError(f"method {self.config.method['name']} learns no posterior")
+        operator = session.context.operator
+        if tuple(y.shape[1:]) != operator.codomain.shape:
+            raise UserError(
+                f"measurements have shape {tuple(y.shape[1:])} each, the operator gives "
+                f"{operator.codomain.shape}"
+            )
+        observation = Observation(y, dict(params or {}), operator).to(session.context.device)
+        generator = Streams(seed, session.context.device).fresh("restore")
+        with session.method.serving():
+            return session.method.restore(observation, n, session.context, generator).cpu()
+
+    def report(self) -> Path:
+        """Writes report.html anew from what the run folder holds."""
+        from .report import write_report
+
+        caller = HookCaller.for_run(self.registry, _records(self.config, self.registry))
+        write_report(self, caller.report_sections(self))
+        return self.folder.report_file
+
+
+class _Bound:
+    """The hooks of the loop, which know their run."""
+
+    def __init__(self, caller: HookCaller, owner: Run) -> None:
+        self._caller = caller
+        self._run = owner
+
+    def step_finished(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._caller.step_finished(self._run, step, metrics)
+
+    def checkpoint_saved(self, path: Path) -> None:
+        self._caller.checkpoint_saved(self._run, path)
+
+
+def _records(config: RunConfig, registry: Registry) -> list[ComponentRecord]:
+    named = [
+        ("method", config.method["name"]),
+        ("dataset", config.data["name"]),
+        *(("operator", part["name"]) for part in config.operator),
+        *(("metric", name) for name in config.eval.metrics),
+    ]
+    for kind, part in (("prior", config.prior), ("posterior", config.posterior)):
+        if part is not None:
+            named.append((kind, part["name"]))
+    if config.prior is not None and "network" in config.prior:
+        named.append(("network", config.prior["network"]))
+    return [registry.find(kind, name) for kind, name in named]
+
+
+def _packages(config: RunConfig, registry: Registry) -> dict[str, str]:
+    return {
+        record.package.name: record.package.version for record in _records(config, registry)
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def save_samples(x: Tensor, path: Path, space: ImageSpace) -> None:
+    """Writes samples (n, C, H, W) as .npz (array ``x``), .safetensors or a .png contact sheet."""
+    import io
+
+    import numpy as np
+
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, x=x.numpy())
+        write_bytes(path, buffer.getvalue())
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        write_bytes(path, save({"x": x.contiguous()}))
+    elif path.suffix == ".png":
+        from .pictures import contact_sheet, encode_png
+
+        write_bytes(path, encode_png(contact_sheet(space.to_unit(x))))
+    else:
+        raise UserError(f"--out {path}: end the name in .npz, .safetensors or .png")

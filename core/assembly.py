@@ -1,0 +1,150 @@
+"""From a resolved configuration to live parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .composition import ComposedOperator
+from .config import RunConfig, split_settings
+from .dataset import Dataset
+from .errors import UserError
+from .method import Method
+from .operator import DeterministicMap, ForwardOperator, NoiseModel
+from .part import BuildContext, Part
+from .posterior import AmortizedPosterior
+from .prior import Prior
+from .random import derive_seed, seeded
+from .registry import Registry
+from .space import ImageSpace
+
+__all__ = ["Assembly", "build_dataset", "build_operator"]
+
+
+def _factory(registry: Registry) -> Any:
+    def make(kind: str, name: str, context: BuildContext, **arguments: Any) -> Part:
+        cls: Any = registry.load(kind, name)
+        config = cls.Config(**context.nested.get(kind, {}))
+        _require(cls, name, config, context)
+        part: Part = cls(config, context, **arguments)
+        return part
+
+    return make
+
+
+def _require(cls: type[Part], name: str, config: Any, context: BuildContext) -> None:
+    ok, reason = cls.compatible(config, context)
+    if not ok:
+        raise UserError(f"{cls.kind} {name}: {reason}")
+
+
+def build_dataset(settings: Mapping[str, Any], registry: Registry) -> Dataset:
+    """The dataset that the settings (with ``name``) describe."""
+    own = dict(settings)
+    cls: Any = registry.load("dataset", str(own.pop("name")))
+    dataset: Dataset = cls(cls.Config(**own))
+    return dataset
+
+
+def build_operator(
+    chain: list[dict[str, Any]], space: ImageSpace, registry: Registry
+) -> ForwardOperator:
+    """The operator of a chain of parts, each a mapping with ``name`` and its settings.
+
+    Raises:
+        UserError: a part does not fit the space, or the chain is malformed.
+    """
+    context = BuildContext(space, factory=_factory(registry))
+    maps: list[tuple[str, DeterministicMap]] = []
+    place = context
+    for settings in chain:
+        own = dict(settings)
+        name = str(own.pop("name"))
+        cls: Any = registry.load("operator", name)
+        config = cls.Config(**own)
+        _require(cls, name, config, place)
+        part = cls(config, place)
+        if isinstance(part, ForwardOperator):
+            if maps:
+                raise UserError(f"operator {name} is complete and cannot follow another part")
+            return part
+        if isinstance(part, NoiseModel):
+            return ComposedOperator(context, maps, (name, part))
+        maps.append((name, part))
+        place = replace(place, space=ImageSpace(part.codomain.shape, space.value_range))
+    raise UserError("the operator has no noise; add one, such as +gaussian_noise")
+
+
+@dataclass
+class Assembly:
+    """The live parts of a run.
+
+    Attributes:
+        space: the image space, declared by the data.
+        operator: the forward operator.
+        method: the method.
+        context: builds further parts.
+        prior: the prior, where the method needs one.
+        posterior: the posterior, where the method needs one.
+    """
+
+    space: ImageSpace
+    operator: ForwardOperator
+    method: Method
+    context: BuildContext
+    prior: Prior | None
+    posterior: AmortizedPosterior | None
+
+    @classmethod
+    def build(cls, config: RunConfig, space: ImageSpace, registry: Registry) -> Assembly:
+        """Builds operator, method and the parts that the method's roles ask for.
+
+        Weights are initialised from the run's seed; torch's global generator is left alone.
+
+        Raises:
+            UserError: parts that do not fit each other, with the reason.
+        """
+        operator = build_operator(config.operator, space, registry)
+        context = BuildContext(space, operator, factory=_factory(registry))
+        own = dict(config.method)
+        name = str(own.pop("name"))
+        method_class: Any = registry.load("method", name)
+        method_config = method_class.Config(**own)
+        _require(method_class, name, method_config, context)
+        ok, reason = method_class.supports(operator)
+        if not ok:
+            raise UserError(f"method {name} does not support {config.operator_name}: {reason}")
+        method: Method = method_class(method_config)
+        prior: Any = None
+        posterior: Any = None
+        if method.roles.prior:
+            prior = _trainable("prior", config.prior, context, registry, config.seed)
+        if method.roles.posterior:
+            posterior = _trainable("posterior", config.posterior, context, registry, config.seed)
+        return cls(space, operator, method, context, prior, posterior)
+
+
+def _trainable(
+    kind: str,
+    settings: dict[str, Any] | None,
+    context: BuildContext,
+    registry: Registry,
+    seed: int,
+) -> Part:
+    if settings is None:
+        raise UserError(f"the method needs a {kind}; name one with --{kind}")
+    flat = dict(settings)
+    name = str(flat.pop("name"))
+    cls: Any = registry.load(kind, name)
+    nested = {
+        field: registry.load(nested_kind, str(flat[field]))
+        for field, nested_kind in cls.nested.items()
+    }
+    pieces = split_settings(cls, nested, flat)
+    place = replace(context, nested={cls.nested[f]: pieces[f] for f in nested})
+    config = cls.Config(**pieces[""])
+    _require(cls, name, config, place)
+    with seeded(derive_seed(seed, f"init.{kind}")):
+        part: Part = cls(config, place)
+    return part

@@ -1,0 +1,154 @@
+"""``flowdiff plugins``: what is installed, and in which state."""
+
+from __future__ import annotations
+
+import json
+import typing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .table import print_table
+
+if TYPE_CHECKING:
+    from flowdiff.core.part import PartConfig
+    from flowdiff.core.registry import ComponentRecord
+
+__all__ = ["app"]
+
+app = typer.Typer(name="plugins", help="Show the installed components, and check or make them.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="K", help="Show one kind only.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List every component, with its package and its state; imports none of them."""
+    from flowdiff.core.registry import get_registry
+
+    registry = get_registry()
+    records = registry.records(kind)
+    # A package whose manifest cannot be read has no components to show, only a reason.
+    unread = [package for package in registry.packages if package.manifest is None]
+    if as_json:
+        problems = [
+            {"package": p.name, "version": p.version, "state": p.state, "reason": p.reason}
+            for p in unread
+        ]
+        content = {"components": [r.to_json() for r in records], "unreadable": problems}
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    rows = [[r.kind, r.name, r.package.name, r.state, _remark(r)] for r in records]
+    rows += [["-", "-", p.name, p.state, p.reason] for p in unread]
+    print_table(["kind", "name", "package", "state", "summary"], rows)
+
+
+@app.command("info")
+def show_component(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name or package:name")],
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="K", help="Where two kinds share the name: which."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where a component comes from, its state, and its settings with their defaults."""
+    from flowdiff.core.registry import get_registry
+
+    records = get_registry().lookup(name, kind)
+    described = [(record, *_settings(record)) for record in records]
+    if as_json:
+        content = [
+            record.to_json() | {"settings": settings, "settings_error": problem or None}
+            for record, settings, problem in described
+        ]
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for position, (record, settings, problem) in enumerate(described):
+        if position:
+            typer.echo()
+        _print_record(record)
+        if problem:
+            typer.echo(f"settings      not shown: {problem}")
+        elif settings:
+            typer.echo("\nsettings")
+            rows = [
+                [f"  {s['name']}", s["type"], _shown(s), s["description"] or ""] for s in settings
+            ]
+            print_table(["  name", "type", "default", "description"], rows)
+        else:
+            typer.echo("settings      none")
+
+
+def _remark(record: ComponentRecord) -> str:
+    return record.reason if record.state != "ok" else record.summary
+
+
+def _print_record(record: ComponentRecord) -> None:
+    reference = record.reference
+    lines = {
+        "": record.summary,
+        "package": str(record.package),
+        "state": f"{record.state}: {record.reason}" if record.reason else record.state,
+        "target": record.target,
+        "manifest": "" if record.package.file is None else str(record.package.file),
+        "entry point": record.package.entry_point,
+        "reference": "" if reference is None else f"{reference.title}, {reference.url}",
+        "tags": ", ".join(record.tags),
+        "capabilities": ", ".join(record.capabilities),
+        "install": record.install_hint or "",
+    }
+    typer.echo(f"{record.kind} {record.qualified}")
+    for label, value in lines.items():
+        if value:
+            typer.echo(f"{label:<14}{value}")
+
+
+def _settings(record: ComponentRecord) -> tuple[list[dict[str, Any]], str]:
+    """The fields of the component's `Config`, or why they cannot be shown."""
+    from flowdiff.core.errors import PluginError
+    from flowdiff.core.registry import get_registry
+
+    if not record.usable:
+        return [], f"the component is {record.state}"
+    try:
+        cls = get_registry().load(record.kind, record.qualified)
+    except PluginError as error:
+        return [], str(error)
+    config: type[PartConfig] | None = getattr(cls, "Config", None)
+    if config is None:
+        return [], ""
+    return [_field(name, info) for name, info in config.model_fields.items()], ""
+
+
+def _field(name: str, info: Any) -> dict[str, Any]:
+    """One setting as JSON values; `info` is a pydantic FieldInfo."""
+    required = info.is_required()
+    default = None if required else info.get_default(call_default_factory=True)
+    if not isinstance(default, (bool, int, float, str, list, tuple, dict, type(None))):
+        default = str(default)
+    # Ge(ge=1) becomes ge=1.
+    bounds = ", ".join(repr(bound).partition("(")[2].removesuffix(")") for bound in info.metadata)
+    kind = _type_name(info.annotation)
+    return {
+        "name": name,
+        "type": f"{kind} ({bounds})" if bounds else kind,
+        "required": required,
+        "default": default,
+        "description": info.description,
+    }
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("NoneType", "None")
+
+
+def _shown(setting: dict[str, Any]) -> str:
+    return "required" if setting["required"] else str(setting["default"])

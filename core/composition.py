@@ -1,0 +1,171 @@
+"""Chains of operators: ``gaussian_blur+gaussian_noise``.
+
+A chain is any number of deterministic maps and exactly one noise, at the end. The class is here
+and not among the plug-ins because the grammar ``a+b`` belongs to the command line, and core
+imports no plug-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .observation import Observation, Params
+from .operator import DeterministicMap, ForwardOperator, NoiseModel, TensorSpec
+from .part import BuildContext, PartConfig
+
+__all__ = ["ComposedOperator"]
+
+
+def _own(params: Params, name: str) -> dict[str, Tensor]:
+    """The parameters of one part, without its prefix."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
+class ComposedOperator(ForwardOperator):
+    """y = noise(A_k(… A_1(x))).
+
+    Args:
+        context: the image space that x lives in.
+        maps: the deterministic maps by name, in the order in which they act.
+        noise: name and part of the terminal noise.
+    """
+
+    def __init__(
+        self,
+        context: BuildContext,
+        maps: Sequence[tuple[str, DeterministicMap]],
+        noise: tuple[str, NoiseModel],
+    ) -> None:
+        super().__init__(PartConfig(), context)
+        names = [name for name, _ in maps] + [noise[0]]
+        repeated = sorted({n for n in names if names.count(n) > 1})
+        if repeated:
+            raise UserError(
+                f"the operator names {repeated[0]!r} twice; its settings op.{repeated[0]}.* "
+                "would be ambiguous"
+            )
+        self.map_names = tuple(name for name, _ in maps)
+        self.noise_name = noise[0]
+        self.maps = nn.ModuleList(part for _, part in maps)
+        self.noise = noise[1]
+
+    @property
+    def name(self) -> str:
+        """The chain as the command line writes it."""
+        return "+".join([*self.map_names, self.noise_name])
+
+    def _chain(self) -> list[tuple[str, DeterministicMap]]:
+        return [
+            (name, part)
+            for name, part in zip(self.map_names, self.maps, strict=True)
+            if isinstance(part, DeterministicMap)
+        ]
+
+    def _noise(self) -> NoiseModel:
+        return self.noise
+
+    @property
+    def linear(self) -> bool:
+        return all(part.linear for _, part in self._chain())
+
+    @property
+    def gaussian(self) -> bool:
+        return self._noise().gaussian
+
+    @property
+    def support_radius(self) -> int | None:
+        total = 0
+        for _, part in self._chain():
+            if part.support_radius is None:
+                return None
+            total += part.support_radius
+        radius = self._noise().support_radius
+        return None if radius is None else total + radius
+
+    @property
+    def codomain(self) -> TensorSpec:
+        chain = self._chain()
+        return chain[-1][1].codomain if chain else self._noise().codomain
+
+    def draw_params(
+        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        params: dict[str, Tensor] = {}
+        for name, part in self._chain():
+            own = part.draw_params(shape, generator, device)
+            params |= {f"{name}.{key}": value for key, value in own.items()}
+            shape = (shape[0], *part.codomain.shape)
+        own = self._noise().draw_params(shape, generator, device)
+        return params | {f"{self.noise_name}.{key}": value for key, value in own.items()}
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        for name, part in self._chain():
+            x = part(x, _own(params, name))
+        return x
+
+    def measure(self, x: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        return self._noise().sample(
+            self.forward(x, params), _own(params, self.noise_name), generator
+        )
+
+    def log_likelihood(self, y: Tensor, x: Tensor, params: Params) -> Tensor:
+        return self._noise().log_prob(
+            y, self.forward(x, params), _own(params, self.noise_name), self.observed(params)
+        )
+
+    def noise_variance(self, x: Tensor, params: Params) -> Tensor:
+        return self._noise().variance(self.forward(x, params), _own(params, self.noise_name))
+
+    def observed(self, params: Params) -> Tensor | None:
+        chain = self._chain()
+        if not chain:
+            return None
+        name, part = chain[-1]
+        return part.observed(_own(params, name))
+
+    def offset(self, params: Params) -> Tensor | None:
+        if not self.linear:
+            raise UserError(f"operator {self.name} is not affine, so it has no offset")
+        shift: Tensor | None = None
+        for name, part in self._chain():
+            own = _own(params, name)
+            if shift is not None:
+                shift = part(shift.expand(-1, *part.domain.shape), own)
+            else:
+                shift = part.offset(own)
+        return shift
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        for name, part in reversed(self._chain()):
+            y = part.adjoint(y, _own(params, name))
+        return y
+
+    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
+        """The parts' pseudo-inverses in reverse order: exact for a single map."""
+        for name, part in reversed(self._chain()):
+            y = part.pseudo_inverse(y, _own(params, name))
+        return y
+
+    @property
+    def feature_channels(self) -> int:
+        parts = [part for _, part in self._chain()]
+        extra = sum(part.feature_channels for part in parts) + self._noise().feature_channels
+        return self.space.channels + extra
+
+    def features(self, observation: Observation) -> Tensor:
+        """The adjoint of y − A_ω(0), then ω as images, part by part."""
+        images = [super().features(observation)]
+        parts: Mapping[str, DeterministicMap | NoiseModel] = {
+            **dict(self._chain()),
+            self.noise_name: self._noise(),
+        }
+        for name, part in parts.items():
+            extra = part.param_features(_own(observation.params, name))
+            if extra is not None:
+                images.append(extra)
+        return torch.cat(images, dim=1)

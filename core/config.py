@@ -1,0 +1,342 @@
+"""The configuration of a run: its schema, ``--set`` and YAML, and how it is resolved.
+
+A resolved configuration names every part with every setting, so that ``config.yaml`` reproduces
+the run. Later sources win: defaults, preset, ``--config FILE``, command-line options, ``--set``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import UserError, suggest
+from .part import Part, PartConfig
+from .registry import Registry
+
+__all__ = [
+    "PRESETS",
+    "EvaluationConfig",
+    "Request",
+    "RunConfig",
+    "TrainConfig",
+    "parse_setting",
+    "read_config",
+    "resolve",
+    "to_yaml",
+]
+
+PRESETS = ("quick", "standard", "large")
+SCOPES = ("method", "prior", "posterior", "op", "data", "train", "eval")
+DEFAULT_NOISE = "gaussian_noise"
+
+
+class TrainConfig(PartConfig):
+    """Settings ``train.*`` of the run loop; learning rates belong to the method."""
+
+    presets = {"quick": {"steps": 150}, "large": {"steps": 100_000, "checkpoint_every": 2000}}
+
+    steps: int = Field(2000, ge=1, description="training steps")
+    batch_size: int = Field(128, ge=1, description="measurements per step")
+    checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="checkpoints to keep")
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+
+
+class EvaluationConfig(PartConfig):
+    """Settings ``eval.*`` of the figures in summary.json."""
+
+    presets = {"quick": {"n_posterior": 8}}
+
+    metrics: tuple[str, ...] = Field(
+        ("c2st", "density", "coverage", "precision", "recall", "mmd", "sliced_wasserstein"),
+        description="metrics that compare samples with clean images",
+    )
+    n_posterior: int = Field(16, ge=2, description="posterior samples behind each mean")
+    max_images: int = Field(1000, ge=10, description="at most this many images per set")
+    bootstrap: int = Field(200, ge=20, description="bootstrap replicates of each interval")
+    sampler_steps: int | None = Field(
+        None, ge=1, description="steps of the prior's sampler; none for the prior's own default"
+    )
+
+
+class RunConfig(BaseModel):
+    """A resolved configuration, the content of ``config.yaml``.
+
+    Parts are mappings with the key ``name`` and the part's settings; `operator` lists the chain.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config_schema: Literal[1] = 1
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = "cpu"
+    threads: int = Field(1, ge=1)
+    method: dict[str, Any]
+    prior: dict[str, Any] | None
+    posterior: dict[str, Any] | None
+    operator: list[dict[str, Any]]
+    data: dict[str, Any]
+    train: TrainConfig
+    eval: EvaluationConfig
+
+    @property
+    def operator_name(self) -> str:
+        """The chain as the command line writes it."""
+        return "+".join(str(part["name"]) for part in self.operator)
+
+
+@dataclass
+class Request:
+    """What the user asked for; None where nothing was said."""
+
+    method: str | None = None
+    prior: str | None = None
+    posterior: str | None = None
+    op: str | None = None
+    data: str | None = None
+    preset: str = "standard"
+    seed: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    file: Mapping[str, Any] = field(default_factory=dict)
+    settings: Sequence[tuple[str, Any]] = ()
+
+
+DEFAULTS = {"method": "flowdiff", "prior": "edm", "posterior": "glow", "data": "digits"}
+DEFAULT_OPERATOR = "gaussian_blur+gaussian_noise"
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``prior.channels=64`` to ("prior.channels", 64); values are YAML scalars or lists.
+
+    Raises:
+        UserError: no ``=``, an unknown first word, or a value that is not YAML.
+    """
+    path, equals, raw = text.partition("=")
+    path = path.strip()
+    if not equals or not path:
+        raise UserError(f"--set {text}: write it as --set SCOPE.KEY=VALUE")
+    scope, dot, _ = path.partition(".")
+    if scope not in SCOPES:
+        raise UserError(f"--set {text}: unknown scope {scope!r}{suggest(scope, SCOPES)}")
+    if not dot:
+        raise UserError(f"--set {text}: name a key, such as --set {scope}.KEY=VALUE")
+    try:
+        return path, yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not valid YAML") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file as a mapping, checked for unknown keys.
+
+    Raises:
+        UserError: missing, unreadable, not YAML, or of another schema.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no configuration file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = "" if line is None else f", line {line + 1}"
+        raise UserError(f"{path}{where}: not valid YAML") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping with keys such as prior, operator, data")
+    for key in content:
+        if key not in RunConfig.model_fields:
+            raise UserError(f"{path}: unknown key {key!r}{suggest(str(key), RunConfig.model_fields)}")
+    if content.get("config_schema", 1) != 1:
+        raise UserError(
+            f"{path}: config_schema is {content['config_schema']}, this flowdiff reads 1"
+        )
+    return content
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The content of ``config.yaml``."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve(request: Request, registry: Registry) -> RunConfig:
+    """Names every part and every setting.
+
+    Raises:
+        UserError: an unknown part, scope or key, or a value out of range; one line.
+    """
+    if request.preset not in PRESETS:
+        raise UserError(f"unknown preset {request.preset!r}{suggest(request.preset, PRESETS)}")
+    overrides = _by_scope(request.settings)
+    chain = _operator_parts(request, registry)
+    _check_operator_scopes(overrides["op"], [name for name, _ in chain])
+
+    resolved: dict[str, Any] = {}
+    for scope in ("method", "prior", "posterior", "data"):
+        resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry)
+    operator = [
+        _resolve_part(
+            registry, "operator", name, f"op.{name}", request.preset, own,
+            overrides["op"].get(name, {}),
+        )
+        for name, own in chain
+    ]
+    blocks = {
+        scope: _validate(
+            cls,
+            {**cls.presets.get(request.preset, {}), **_mapping(request, scope), **overrides[scope]},
+            scope,
+        )
+        for scope, cls in (("train", TrainConfig), ("eval", EvaluationConfig))
+    }
+    for name in blocks["eval"].metrics:
+        registry.find("metric", name)
+    top = {key: request.file[key] for key in ("seed", "device", "threads") if key in request.file}
+    for key in ("seed", "device", "threads"):
+        if getattr(request, key) is not None:
+            top[key] = getattr(request, key)
+    try:
+        return RunConfig(**top, **resolved, operator=operator, **blocks)
+    except ValidationError as error:
+        raise UserError(_first_error(error, "")) from error
+
+
+def _by_scope(settings: Sequence[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    scopes: dict[str, dict[str, Any]] = {scope: {} for scope in SCOPES}
+    for path, value in settings:
+        scope, _, rest = path.partition(".")
+        if scope == "op":
+            part, dot, key = rest.rpartition(".")
+            if not dot:
+                raise UserError(
+                    f"--set {path}: name the operator's part too, such as op.gaussian_noise.{rest}"
+                )
+            scopes["op"].setdefault(part, {})[key] = value
+        else:
+            scopes[scope][rest] = value
+    return scopes
+
+
+def _mapping(request: Request, key: str) -> dict[str, Any]:
+    value = request.file.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"configuration key {key!r} must be a mapping")
+    return dict(value)
+
+
+def _resolve_scope(
+    scope: str, request: Request, overrides: Mapping[str, Any], registry: Registry
+) -> dict[str, Any] | None:
+    if scope in request.file and request.file[scope] is None and getattr(request, scope) is None:
+        return None
+    own = _mapping(request, scope)
+    in_file = own.pop("name", None)
+    name = getattr(request, scope) or in_file or DEFAULTS[scope]
+    if in_file is not None and name != in_file:
+        own = {}
+    kind = "dataset" if scope == "data" else scope
+    return _resolve_part(registry, kind, str(name), scope, request.preset, own, overrides)
+
+
+def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dict[str, Any]]]:
+    """The chain with the settings of the file; a default noise is added where there is none."""
+    from .operator import DeterministicMap
+
+    listed = request.file.get("operator")
+    if request.op is None and isinstance(listed, list):
+        chain = [(str(part.get("name")), {k: v for k, v in part.items() if k != "name"})
+                 for part in listed if isinstance(part, dict)]
+    else:
+        text = request.op or (listed if isinstance(listed, str) else DEFAULT_OPERATOR)
+        chain = [(name.strip(), {}) for name in text.split("+")]
+    if not chain or any(not name for name, _ in chain):
+        raise UserError(f"--op {request.op!r}: write names joined by +, such as {DEFAULT_OPERATOR}")
+    classes = [registry.load("operator", name) for name, _ in chain]
+    for (name, _), cls in zip(chain[:-1], classes[:-1], strict=True):
+        if not issubclass(cls, DeterministicMap):
+            raise UserError(
+                f"operator {'+'.join(n for n, _ in chain)}: {name} brings the noise, so it must "
+                "come last; a chain has exactly one noise, at its end"
+            )
+    if issubclass(classes[-1], DeterministicMap):
+        chain.append((DEFAULT_NOISE, {}))
+    return chain
+
+
+def _check_operator_scopes(overrides: Mapping[str, Any], names: Sequence[str]) -> None:
+    for part in overrides:
+        if part not in names:
+            raise UserError(f"--set op.{part}.…: the operator has no part {part!r}"
+                            f"{suggest(part, names)}")
+
+
+def _resolve_part(
+    registry: Registry,
+    kind: str,
+    name: str,
+    scope: str,
+    preset: str,
+    own: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All settings of a part and of the parts that it chooses, flat, defaults included."""
+    cls = registry.load(kind, name)
+    given = {**own, **overrides}
+    settings = {**cls.Config.presets.get(preset, {}), **given}
+    nested = {
+        field: registry.load(nested_kind, str(settings.get(field, _default(cls, field))))
+        for field, nested_kind in cls.nested.items()
+    }
+    known = set(cls.Config.model_fields).union(*(n.Config.model_fields for n in nested.values()))
+    for key in given:
+        if key not in known:
+            raise UserError(f"{scope}.{key}: {name} has no such setting{suggest(key, known)}")
+    pieces = split_settings(cls, nested, settings)
+    resolved: dict[str, Any] = {"name": name}
+    for part, values in [(cls, pieces[""]), *((nested[f], pieces[f]) for f in nested)]:
+        preset_values = part.Config.presets.get(preset, {}) if part is not cls else {}
+        config = _validate(part.Config, {**preset_values, **values}, scope)
+        resolved |= config.model_dump(mode="json")
+    return resolved
+
+
+def split_settings(
+    cls: type[Part], nested: Mapping[str, type[Part]], settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """A part's flat settings divided: its own under "", each nested part's under its field."""
+    pieces: dict[str, dict[str, Any]] = {"": {}, **{field: {} for field in nested}}
+    for key, value in settings.items():
+        owner = "" if key in cls.Config.model_fields else next(
+            f for f, part in nested.items() if key in part.Config.model_fields
+        )
+        pieces[owner][key] = value
+    return pieces
+
+
+def _default(cls: type[Part], field: str) -> Any:
+    return cls.Config.model_fields[field].default
+
+
+def _validate(cls: type[PartConfig], values: Mapping[str, Any], scope: str) -> Any:
+    for key in values:
+        if key not in cls.model_fields:
+            raise UserError(f"{scope}.{key}: no such setting{suggest(key, cls.model_fields)}")
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise UserError(_first_error(error, scope)) from error
+
+
+def _first_error(error: ValidationError, scope: str) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in ((scope,) if scope else ()) + tuple(first["loc"]))
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{path}={first.get('input')!r}: {message}"

@@ -1,0 +1,125 @@
+"""Contract of datasets of clean images, and how they are split.
+
+A dataset is used to *simulate* measurements and to evaluate; training sees none of its images.
+Each has three splits, disjoint by source (a picture, a person: all crops of one picture are one
+source):
+
+- ``train``: measured once; the measurements are what is learned from;
+- ``reference``: clean images that samples are compared with;
+- ``second``: measured too, for held-out restoration; clean, it is the "second clean split".
+
+Two folds share no reference image. ``sealed`` uses half of the sources to train and a quarter for
+each of the others. ``development`` divides the sealed fold's *train* sources once more (60, 20, 20
+per cent), so that hyper-parameters are chosen without a look at the sealed images.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .errors import UserError
+from .part import Part, PartConfig
+from .random import derive_seed
+from .space import ImageSpace
+
+__all__ = ["Dataset", "DatasetConfig", "Split"]
+
+Split = Literal["train", "reference", "second"]
+
+_SHARES: dict[Split, float] = {"train": 0.5, "reference": 0.25, "second": 0.25}
+_DEVELOPMENT_SHARES: dict[Split, float] = {"train": 0.6, "reference": 0.2, "second": 0.2}
+
+
+class DatasetConfig(PartConfig):
+    """Settings of every dataset."""
+
+    fold: Literal["sealed", "development"] = Field(
+        "sealed", description="development re-divides the sealed fold's training sources"
+    )
+    n: int | None = Field(None, ge=1, description="use at most this many images of each split")
+
+
+class Dataset(Part, ABC):
+    """Clean images with a value range.
+
+    Args:
+        config: the dataset's own `Config`.
+
+    Raises:
+        UserError: the data is missing, unreadable or too small to be split.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    Config: ClassVar[type[PartConfig]] = DatasetConfig
+
+    def __init__(self, config: DatasetConfig) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def space(self) -> ImageSpace:
+        """Shape and value range of one image, known without reading every image."""
+
+    @abstractmethod
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Reads everything.
+
+        Returns:
+            Images of shape (N, C, *spatial), float32 in the space's value range, and the source
+            of each as an int64 tensor of shape (N,): images of one source stay in one split.
+        """
+
+    @cached_property
+    def _loaded(self) -> tuple[Tensor, Tensor]:
+        images, sources = self.load()
+        if images.shape[1:] != self.space.shape:
+            raise UserError(
+                f"dataset gives images of shape {tuple(images.shape[1:])}, "
+                f"but declares {self.space.shape}"
+            )
+        return images, sources
+
+    def split(self, name: Split) -> Tensor:
+        """The images of one split of the chosen fold, with shape (N, C, *spatial).
+
+        The order is a fixed permutation that depends on nothing but the number of sources.
+        """
+        images, sources = self._loaded
+        chosen = self._members(sources.unique())[name]
+        keep = torch.isin(sources, chosen).nonzero().flatten()
+        generator = torch.Generator().manual_seed(derive_seed(0, f"dataset.order.{name}"))
+        keep = keep[torch.randperm(len(keep), generator=generator)]
+        return images[keep[: self.config.n]]
+
+    def _members(self, sources: Tensor) -> dict[Split, Tensor]:
+        generator = torch.Generator().manual_seed(derive_seed(0, "dataset.split"))
+        members = _divide(sources[torch.randperm(len(sources), generator=generator)], _SHARES)
+        if self.config.fold == "development":
+            members = _divide(members["train"], _DEVELOPMENT_SHARES)
+        smallest = min(len(part) for part in members.values())
+        if smallest < 1:
+            raise UserError(
+                f"{len(sources)} source image(s) cannot be divided into the train, reference and "
+                f"second split of the {self.config.fold} fold; give more images"
+            )
+        return members
+
+
+def _divide(sources: Tensor, shares: dict[Split, float]) -> dict[Split, Tensor]:
+    members: dict[Split, Tensor] = {}
+    start, total = 0, 0.0
+    for name, share in shares.items():
+        total += share
+        # At least one source for each split, where there are enough.
+        still_to_come = len(shares) - len(members) - 1
+        stop = max(round(total * len(sources)), start + 1)
+        stop = max(min(stop, len(sources) - still_to_come), start)
+        members[name] = sources[start:stop]
+        start = stop
+    return members

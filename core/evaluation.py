@@ -1,0 +1,332 @@
+"""What a finished run is worth: summary.json.
+
+Every learned row stands beside rows that nothing was learned for. Clean images come from splits
+that no measurement was trained on; posterior rows restore measurements that were never seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .counting import CallCounter
+from .metric import Metric
+from .observation import Observation
+from .progress import Progress
+from .registry import Registry
+from .session import Session
+from .statistics import mean_interval, psnr, rank_coverage, ssim
+from .wiener import Wiener, flatten_real
+
+__all__ = ["Evaluation", "evaluate"]
+
+SHOWN = 32
+"""Images of each set that are kept for the report."""
+
+
+@dataclass
+class Evaluation:
+    """Figures for summary.json, and the images behind the report.
+
+    Attributes:
+        summary: JSON content.
+        images: tensors by name for the report: ``truth``, ``measurement``, ``mean``, ….
+    """
+
+    summary: dict[str, Any]
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _Work:
+    """What the parts of an evaluation share."""
+
+    session: Session
+    registry: Registry
+    progress: Progress
+    heldout: Observation
+    truth: Tensor
+    reference: Tensor
+    wiener: Wiener
+    counter: CallCounter
+
+    def stream(self, name: str) -> torch.Generator:
+        """A fresh generator, so that each row is the same whatever else is evaluated."""
+        return self.session.context.streams.fresh(f"eval.{name}")
+
+
+def evaluate(
+    session: Session, registry: Registry, counter: CallCounter, progress: Progress
+) -> Evaluation:
+    """Evaluates a trained session on held-out measurements and clean reference images.
+
+    Args:
+        session: the run, trained.
+        registry: where the metrics are found.
+        counter: counts network evaluations.
+        progress: told what is being done.
+    """
+    started = time.monotonic()
+    ctx, settings = session.context, session.config.eval
+    limit = settings.max_images
+    reference = session.dataset.split("reference")[:limit]
+    truth = session.dataset.split("second")[:limit]
+    heldout = session.measurements.heldout[: len(truth)]
+    wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
+    wiener.update(ctx.observations.params)
+    work = _Work(
+        session, registry, progress, heldout.to(ctx.device), truth, reference, wiener, counter
+    )
+
+    images: dict[str, Tensor] = {
+        "reference": reference[:SHOWN],
+        "truth": truth[:SHOWN],
+        "measurement": _as_images(work, work.heldout)[:SHOWN],
+    }
+    sets: dict[str, tuple[str, Tensor]] = {}
+    cost: dict[str, Any] = {}
+    with session.method.serving():
+        if "sample" in session.method.artifacts:
+            progress.message("sampling the prior")
+            sets["prior"] = ("prior samples", _prior_samples(work, cost))
+        restored = None
+        if "restore" in session.method.artifacts:
+            progress.message("restoring held-out measurements")
+            restored = _restore(work, cost)
+            sets["posterior"] = ("posterior samples of held-out measurements", restored[0])
+        elbo = _negative_elbo(work)
+    with torch.no_grad():
+        untrained = work.wiener(work.heldout).sample(
+            settings.n_posterior, work.stream("gaussian_fit.posterior")
+        ).cpu()
+    sets |= {
+        "measurements": ("measurements", _as_images(work, work.heldout)),
+        "gaussian_fit_prior": (
+            "untrained: samples of the fitted Gaussian",
+            ctx.moments.sample(len(truth), work.stream("gaussian_fit.prior")).cpu(),
+        ),
+        "gaussian_fit": ("untrained: its Wiener posterior's samples", untrained[0]),
+        "second_split": ("second clean split", truth),
+    }
+    definitions, rows = _compare(work, sets)
+    images |= {
+        name: x[:SHOWN]
+        for name, (_, x) in sets.items()
+        if name not in ("measurements", "second_split")
+    }
+    summary: dict[str, Any] = {
+        "metrics": definitions,
+        "rows": rows,
+        "restoration": None,
+        "measurement_space": {},
+        "calibration": None,
+    }
+    if restored is not None:
+        samples = restored[1]
+        summary["restoration"] = _restoration(work, samples, untrained)
+        summary["calibration"] = _calibration(samples, untrained, truth)
+        summary["measurement_space"]["chi2"] = _chi_square(work, samples, untrained)
+        images |= {
+            "mean": samples.mean(0)[:SHOWN],
+            "std": samples.std(0)[:SHOWN],
+            "samples": samples[:4, :SHOWN],
+            "wiener_mean": work.wiener(work.heldout).mean.cpu()[:SHOWN],
+        }
+    summary["measurement_space"] |= elbo
+    cost["evaluation_seconds"] = time.monotonic() - started
+    summary["cost"] = cost
+    return Evaluation(summary, {k: v.detach().cpu().clone() for k, v in images.items()})
+
+
+def _as_images(work: _Work, observation: Observation) -> Tensor:
+    """Measurements as images: themselves, or their adjoint where they have another shape."""
+    if observation.y.shape[1:] == work.truth.shape[1:] and not observation.y.is_complex():
+        return observation.y.cpu()
+    return work.session.context.operator.features(observation)[:, : work.truth.shape[1]].cpu()
+
+
+def _prior_samples(work: _Work, cost: dict[str, Any]) -> Tensor:
+    count = len(work.truth)
+    before, since = dict(work.counter.counts), time.monotonic()
+    drawn = work.session.method.sample(
+        count,
+        work.session.context,
+        work.stream("prior"),
+        work.session.config.eval.sampler_steps,
+    ).cpu()
+    cost["prior_sample"] = {
+        "network_calls": work.counter.since(before)["prior_network"] / count,
+        "seconds": (time.monotonic() - since) / count,
+    }
+    return drawn
+
+
+def _restore(work: _Work, cost: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    n = work.session.config.eval.n_posterior
+    before, since = dict(work.counter.counts), time.monotonic()
+    generator = work.stream("posterior")
+    samples = torch.cat(
+        [
+            work.session.method.restore(
+                work.heldout[start : start + 256], n, work.session.context, generator
+            ).cpu()
+            for start in range(0, len(work.heldout), 256)
+        ],
+        dim=1,
+    )
+    counted = work.counter.since(before)
+    count = n * len(work.heldout)
+    cost["posterior_sample"] = {
+        "posterior_passes": counted["posterior"] / count,
+        "network_calls": counted["prior_network"] / count,
+        "seconds": (time.monotonic() - since) / count,
+    }
+    return samples[0], samples
+
+
+def _compare(
+    work: _Work, sets: Mapping[str, tuple[str, Tensor]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    definitions: dict[str, Any] = {}
+    metrics: dict[str, Metric] = {}
+    for name in work.session.config.eval.metrics:
+        cls: Any = work.registry.load("metric", name)
+        metrics[name] = cls(cls.Config(bootstrap=work.session.config.eval.bootstrap))
+        definitions[name] = {
+            "title": cls.title, "formula": cls.formula, "better": cls.better, "ideal": cls.ideal,
+        }
+    rows = []
+    work.progress.begin("evaluating", len(sets) * len(metrics))
+    done = 0
+    for row, (title, samples) in sets.items():
+        figures = {}
+        for name, metric in metrics.items():
+            value = metric(samples, work.reference, work.stream(f"metric.{name}"))
+            figures[name] = value.to_json()
+            done += 1
+            work.progress.advance(done, {})
+        rows.append({"name": row, "title": title, "figures": figures})
+    work.progress.end()
+    return definitions, rows
+
+
+def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
+    space, settings = work.session.context.space, work.session.config.eval
+    wiener_mean = work.wiener(work.heldout).mean.detach().cpu()
+    estimates = {
+        "posterior_mean": ("posterior mean", samples.mean(0)),
+        "posterior_sample": ("one posterior sample", samples[0]),
+        "wiener_mean": ("Wiener mean (untrained, exact)", wiener_mean),
+        "wiener_sample_mean": ("Wiener mean (untrained, of as many samples)", untrained.mean(0)),
+        "wiener_sample": ("one Wiener sample (untrained)", untrained[0]),
+        "measurement": ("measurement", _as_images(work, work.heldout)),
+    }
+    decibels = {name: psnr(x, work.truth, space) for name, (_, x) in estimates.items()}
+    rows = []
+    for name, (title, x) in estimates.items():
+        row = {
+            "name": name,
+            "title": title,
+            "psnr": mean_interval(
+                decibels[name], work.stream("bootstrap"), settings.bootstrap
+            ).to_json(),
+        }
+        similarity = ssim(x, work.truth, space)
+        if similarity is not None:
+            row["ssim"] = mean_interval(
+                similarity, work.stream("bootstrap"), settings.bootstrap
+            ).to_json()
+        rows.append(row)
+    gain = {
+        other: mean_interval(
+            decibels["posterior_mean"] - decibels[other],
+            work.stream("bootstrap"),
+            settings.bootstrap,
+        ).to_json()
+        for other in ("wiener_mean", "wiener_sample_mean", "measurement")
+    }
+    return {
+        "n": len(samples),
+        "images": len(work.truth),
+        "peak": space.peak if space.value_range is not None else None,
+        "rows": rows,
+        "psnr_gain_of_posterior_mean_over": gain,
+    }
+
+
+def _calibration(samples: Tensor, untrained: Tensor, truth: Tensor) -> dict[str, Any]:
+    nominal, learned = rank_coverage(samples, truth)
+    _, wiener = rank_coverage(untrained, truth)
+    return {
+        "what": "share of pixels of held-out clean images inside central posterior intervals",
+        "nominal": nominal.tolist(),
+        "posterior": learned.tolist(),
+        "gaussian_fit": wiener.tolist(),
+    }
+
+
+def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
+    """Whitened squared residual of samples per observed entry: 1 for exact posterior samples."""
+    found: dict[str, Any] = {
+        "what": "mean of (y − A(x))²/σ² per observed entry over posterior samples; 1 when right"
+    }
+    for name, drawn in (("posterior", samples), ("gaussian_fit", untrained)):
+        values = torch.stack(
+            [_residual(work.heldout, x.to(work.heldout.y.device)) for x in drawn]
+        ).mean(0)
+        found[name] = mean_interval(
+            values, work.stream("bootstrap"), work.session.config.eval.bootstrap
+        ).to_json()
+    return found
+
+
+def _residual(observation: Observation, x: Tensor) -> Tensor:
+    operator, params = observation.operator, observation.params
+    error = flatten_real(observation.y - operator(x, params)).square()
+    variance = operator.noise_variance(x, params).expand_as(
+        observation.y.real if observation.y.is_complex() else observation.y
+    )
+    variance = variance.flatten(1)
+    if observation.y.is_complex():
+        variance = torch.cat([variance, variance], dim=1)
+    ratio = error / variance
+    observed = operator.observed(params)
+    if observed is None:
+        return ratio.mean(1)
+    seen = observed.expand_as(observation.y).flatten(1).to(ratio)
+    seen = torch.cat([seen, seen], dim=1) if observation.y.is_complex() else seen
+    return (ratio * seen).sum(1) / seen.sum(1).clamp_min(1)
+
+
+def _negative_elbo(work: _Work) -> dict[str, Any]:
+    ctx = work.session.context
+    values = work.session.method.negative_elbo(work.heldout, 8, ctx, work.stream("elbo"))
+    replicates = work.session.config.eval.bootstrap
+    found: dict[str, Any] = {}
+    if values is not None:
+        found["negative_elbo"] = {
+            "what": "upper bound on −log p(y) per held-out measurement, in nats",
+            **mean_interval(values, work.stream("bootstrap"), replicates).to_json(),
+        }
+    if ctx.operator.linear and ctx.operator.gaussian and ctx.moments.dense:
+        found["gaussian_fit_nll"] = {
+            "what": "−log p(y) of the fitted Gaussian per held-out measurement, in nats, exact",
+            **mean_interval(_gaussian_nll(work), work.stream("bootstrap"), replicates).to_json(),
+        }
+    return found
+
+
+@torch.no_grad()
+def _gaussian_nll(work: _Work) -> Tensor:
+    """−log p(y) = −log p(y | m) − log p(m) + log p(m | y), by Bayes' rule at the Wiener mean m."""
+    ctx = work.session.context
+    affine = work.wiener(work.heldout)
+    at_mean = -0.5 * ctx.space.dimension * math.log(2 * math.pi) - affine.log_det
+    likelihood = work.heldout.log_likelihood(affine.mean)
+    return at_mean - likelihood - ctx.moments.log_prob(affine.mean)

@@ -1,0 +1,175 @@
+"""The run folder: which file is where, who may write, and what a run was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig, read_config, to_yaml
+from .errors import UserError
+from .files import write_json, write_text
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.environment_file = path / "environment.json"
+        self.measurements_file = path / "measurements.safetensors"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.report_file = path / "report.html"
+        self.figures_file = path / "figures.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self.controls = path / "controls"
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, environment: dict[str, Any]) -> RunFolder:
+        """A new run folder with its configuration.
+
+        Raises:
+            UserError: the folder is not empty, or may not be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path}: a file of that name exists")
+        if path.is_dir() and any(path.iterdir()):
+            hint = "continue it with --resume, or " if (path / "config.yaml").exists() else ""
+            raise UserError(f"--out {path}: the folder is not empty; {hint}choose another")
+        folder = cls(path)
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot create it ({error.strerror})") from error
+        write_json(folder.environment_file, environment)
+        write_text(folder.config_file, to_yaml(config))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            UserError: it is not one.
+        """
+        folder = cls(path)
+        if not path.is_dir():
+            raise UserError(f"no run folder {path}")
+        if not folder.config_file.is_file():
+            raise UserError(f"{path} is no run folder: it has no config.yaml")
+        with contextlib.suppress(OSError):
+            folder.checkpoints.mkdir(exist_ok=True)
+        return folder
+
+    def config(self) -> RunConfig:
+        """The resolved configuration.
+
+        Raises:
+            UserError: damaged or of another schema.
+        """
+        content = read_config(self.config_file)
+        try:
+            return RunConfig(**content)
+        except ValueError as error:
+            raise UserError(f"{self.config_file} is damaged: {str(error).splitlines()[0]}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json.
+
+        Raises:
+            UserError: the run has not finished, or the file is damaged.
+        """
+        try:
+            content: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.path} has no summary yet; finish it with flowdiff run --resume {self.path}"
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{self.summary_file} is damaged: {error}") from error
+        return content
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The whole lines of metrics.jsonl; a line that a kill cut short is left out."""
+        records = []
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    break
+        return records
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forgets what was logged after a step, so that a resumed run logs it anew."""
+        kept = [r for r in self.metrics() if r["step"] <= step]
+        write_text(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from writing to the run; the lock dies with its process.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock; there the user must not start two
+            yield
+            return
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path} is in use by another flowdiff process") from error
+            yield
+        finally:
+            os.close(handle)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("flowdiff", "torch", "numpy", "scikit-image", "scikit-learn", "deepinv"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def environment(config: RunConfig, plugins: dict[str, str]) -> dict[str, Any]:
+    """The content of environment.json.
+
+    Args:
+        config: the resolved configuration.
+        plugins: versions of the packages whose parts are used, by distribution.
+    """
+    return {
+        "schema": 1,
+        "versions": versions(),
+        "plugins": plugins,
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "device": config.device,
+        "threads": config.threads,
+        "seed": config.seed,
+        "command": sys.argv,
+    }

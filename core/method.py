@@ -1,0 +1,203 @@
+"""Contract of methods: how a prior and a posterior are learned from observations.
+
+The run loop owns data, folder, checkpoints and progress; a method owns the mathematics. It
+declares which networks it needs, whether it is a control that may see clean images, and what the
+finished run can serve. It asks for other parts by kind and name (`ctx.make("solver", "mmps")`),
+never by import. All that must survive a kill is in `state()`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .gaussian import Gaussian
+from .observation import Observation
+from .operator import ForwardOperator
+from .optim import Trainable
+from .part import BuildContext, Part, PartConfig
+from .posterior import AmortizedPosterior
+from .prior import Prior
+from .random import Streams
+from .space import ImageSpace
+
+__all__ = ["Batch", "Method", "MethodState", "Roles", "RunContext"]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which trainable parts a method uses: none, one or both."""
+
+    prior: bool = False
+    posterior: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    Attributes:
+        observation: the measurements of the batch.
+        index: their positions in the training set, with shape (B,), int64.
+        clean: the images behind them, with shape (B, C, *spatial); None unless the method
+            declares `needs_clean`.
+    """
+
+    observation: Observation
+    index: Tensor
+    clean: Tensor | None = None
+
+
+@dataclass
+class RunContext:
+    """What a method works with.
+
+    Attributes:
+        space: shape and value range of the images.
+        operator: the forward operator.
+        observations: all frozen training measurements.
+        moments: the Gaussian that was fitted to them through the operator.
+        streams: named random generators; their state is part of each checkpoint.
+        total_steps: number of steps of the whole run.
+        device: where tensors live.
+        build: makes further parts by kind and name.
+        prior: the prior, where `roles` asks for it.
+        posterior: the posterior, where `roles` asks for it.
+        clean: the images behind the measurements; None unless the method declares `needs_clean`.
+        step: steps done.
+    """
+
+    space: ImageSpace
+    operator: ForwardOperator
+    observations: Observation
+    moments: Gaussian
+    streams: Streams
+    total_steps: int
+    device: torch.device
+    build: BuildContext
+    prior: Prior | None = None
+    posterior: AmortizedPosterior | None = None
+    clean: Tensor | None = None
+    step: int = 0
+
+    def make(self, kind: str, name: str, **arguments: Any) -> Any:
+        """Builds another part by kind and name, such as a solver."""
+        return self.build.make(kind, name, **arguments)
+
+
+@dataclass
+class MethodState:
+    """State of a method: tensors by name, and what fits into JSON."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    json: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Part, ABC):
+    """A way to learn from observations.
+
+    Args:
+        config: the method's own `Config`.
+    """
+
+    kind: ClassVar[str] = "method"
+    roles: ClassVar[Roles]
+    needs_clean: ClassVar[bool] = False
+    """Only for controls: every other method gets a view of the data that holds no image."""
+    trains: ClassVar[bool] = True
+    """Whether it takes steps; a closed form does all in `setup`."""
+    artifacts: ClassVar[frozenset[str]]
+    """Which of ``sample`` (draws from a learned prior) and ``restore`` a finished run serves."""
+
+    def __init__(self, config: PartConfig) -> None:
+        self.config = config
+        self.trainables: dict[str, Trainable] = {}
+
+    @classmethod
+    def supports(cls, operator: ForwardOperator) -> tuple[bool, str]:
+        """Whether the method's theory covers that operator, else the reason why not."""
+        return True, ""
+
+    @abstractmethod
+    def setup(self, ctx: RunContext) -> None:
+        """Initialises the parts and fills `trainables`; called once, before step 1 or a resume."""
+
+    @abstractmethod
+    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
+        """One training step.
+
+        Returns:
+            Figures for metrics.jsonl; losses are per image, in nats where they are densities.
+
+        Raises:
+            DivergenceError: something became non-finite.
+        """
+
+    def state(self) -> MethodState:
+        """All that a resumed run needs; a subclass adds its buffers."""
+        tensors: dict[str, Tensor] = {}
+        for name, trainable in self.trainables.items():
+            tensors |= {f"{name}/{k}": v for k, v in trainable.state().items()}
+        return MethodState(tensors)
+
+    def load_state(self, state: MethodState) -> None:
+        """Inverse of `state`, called after `setup`."""
+        for name, trainable in self.trainables.items():
+            prefix = f"{name}/"
+            trainable.load_state(
+                {
+                    k.removeprefix(prefix): v
+                    for k, v in state.tensors.items()
+                    if k.startswith(prefix)
+                }
+            )
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Puts the weights that sampling and evaluation use in place: the averaged ones."""
+        with ExitStack() as stack:
+            for trainable in self.trainables.values():
+                stack.enter_context(trainable.averaged())
+            yield
+
+    def sample(
+        self, n: int, ctx: RunContext, generator: torch.Generator, steps: int | None = None
+    ) -> Tensor:
+        """Draws n images of the learned prior, with shape (n, C, *spatial)."""
+        if ctx.prior is None:
+            raise NotImplementedError(f"{type(self).__name__} has no prior to sample")
+        with torch.no_grad():
+            drawn: Tensor = ctx.prior("sample", n, generator, steps)
+        return drawn
+
+    def restore(
+        self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
+    ) -> Tensor:
+        """Draws n posterior samples per measurement, with shape (n, B, C, *spatial)."""
+        if ctx.posterior is None:
+            raise NotImplementedError(f"{type(self).__name__} has no posterior to restore with")
+        with torch.no_grad():
+            drawn: Tensor = ctx.posterior("sample", observation, n, generator)
+        return drawn
+
+    def negative_elbo(
+        self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
+    ) -> Tensor | None:
+        """An upper bound on −log p(y) in nats per measurement, with shape (B,); None if unknown."""
+        return None
+
+
+def select(observations: Observation, index: Tensor, clean: Tensor | None) -> Batch:
+    """The batch at those positions of the training set."""
+    return Batch(observations[index], index, None if clean is None else clean[index])
+
+
+def restore_state(tensors: Mapping[str, Tensor], json: Mapping[str, Any]) -> MethodState:
+    """A MethodState from a checkpoint's content."""
+    return MethodState(dict(tensors), dict(json))

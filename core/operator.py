@@ -1,0 +1,227 @@
+r"""Contract of the measurement process y ~ p(y | x, ω).
+
+A `ForwardOperator` owns the deterministic map, the noise *and* the likelihood, so that they
+cannot drift apart. Most are put together from parts,
+
+.. math:: y = N(A_k(… A_1(x)))
+
+any number of `DeterministicMap` and exactly one terminal `NoiseModel`; a plug-in may bring either
+kind of part, or a complete operator. There is no hidden state: what varies from sample to sample
+(a mask, a kernel, a matrix, a noise level) is drawn by `draw_params`, and passed as an argument.
+
+Shapes: images are (B, C, \*spatial), measurements (B, \*codomain). Densities are in nats with all
+constants, over *observed* entries only. A complex measurement has independent real and imaginary
+parts, and its σ is the standard deviation of each.
+
+References:
+    | deepinv: Reproducible imaging with deep learning (Tachella et al., 2025)
+    | https://arxiv.org/abs/2505.20160
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .observation import Observation, Params
+from .part import BuildContext, Part, PartConfig
+
+__all__ = ["DeterministicMap", "ForwardOperator", "NoiseModel", "OperatorPart", "TensorSpec"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape (without the batch) and dtype of what an operator takes or gives."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the entries are complex."""
+        return self.dtype.is_complex
+
+
+class OperatorPart(Part, nn.Module, ABC):
+    """What the kind ``operator`` names: a map, a noise model or a complete operator.
+
+    Args:
+        config: the part's own `Config`.
+        context: `context.space` is the space that the part's *input* lives in; within a chain
+            that is the codomain of the map before.
+    """
+
+    kind: ClassVar[str] = "operator"
+
+    def __init__(self, config: PartConfig, context: BuildContext) -> None:
+        super().__init__()
+        self.space = context.space
+
+    def draw_params(
+        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """Draws ω for a batch of inputs of the given shape (B, C, *spatial).
+
+        Returns:
+            Tensors of shape (B, …) by name; empty where nothing varies. Ragged parameters are
+            padded, with a mask as a parameter of its own.
+        """
+        return {}
+
+    @property
+    def support_radius(self) -> int | None:
+        """Pixels beyond which an input cannot reach an output; None for a global part."""
+        return None
+
+    @property
+    def domain(self) -> TensorSpec:
+        """What the part takes."""
+        return TensorSpec(self.space.shape)
+
+    @property
+    def codomain(self) -> TensorSpec:
+        """What the part gives."""
+        return self.domain
+
+
+class DeterministicMap(OperatorPart):
+    """A noiseless map A_ω, the building block of an operator.
+
+    A linear or affine one sets `linear` and gives `adjoint` (and `offset`, if A_ω(0) ≠ 0); it may
+    give `pseudo_inverse`.
+    """
+
+    linear: ClassVar[bool] = False
+    """Whether A_ω(x) − A_ω(0) is linear in x."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        """A_ω(x): (B, C, *spatial) to (B, *codomain)."""
+
+    def offset(self, params: Params) -> Tensor | None:
+        """A_ω(0), broadcastable to (B, *codomain); None where it is zero."""
+        return None
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        """Adjoint of the linear part for Re⟨·,·⟩: (B, *codomain) to (B, C, *spatial)."""
+        raise NotImplementedError(f"{type(self).__name__} has no adjoint")
+
+    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
+        """Moore–Penrose inverse of the linear part; by default the adjoint, a crude one."""
+        return self.adjoint(y, params)
+
+    def observed(self, params: Params) -> Tensor | None:
+        """Boolean mask of the observed outputs, broadcastable to (B, *codomain); None for all."""
+        return None
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `param_features`."""
+        return 0
+
+    def param_features(self, params: Params) -> Tensor | None:
+        """ω as images, with shape (B, feature_channels, *spatial); None where there are none."""
+        return None
+
+
+class NoiseModel(OperatorPart):
+    """Terminal noise: a sampler and its own log-density (or log-mass), in one object."""
+
+    gaussian: ClassVar[bool] = False
+    """Whether the noise is additive, Gaussian and independent of the clean measurement."""
+
+    @property
+    def support_radius(self) -> int | None:
+        return 0
+
+    @abstractmethod
+    def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        """Draws y given the noiseless measurement; shapes (B, *codomain)."""
+
+    @abstractmethod
+    def log_prob(
+        self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
+    ) -> Tensor:
+        """log p(y | clean) in nats, summed over observed entries, with shape (B,)."""
+
+    @abstractmethod
+    def variance(self, clean: Tensor, params: Params) -> Tensor:
+        """Variance of each real component of y given `clean`, broadcastable to its shape."""
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `param_features`."""
+        return 0
+
+    def param_features(self, params: Params) -> Tensor | None:
+        """ω as images, with shape (B, feature_channels, *spatial); None where there are none."""
+        return None
+
+
+class ForwardOperator(OperatorPart):
+    """The complete measurement process: map, noise and likelihood."""
+
+    @property
+    @abstractmethod
+    def linear(self) -> bool:
+        """Whether A_ω(x) − A_ω(0) is linear in x."""
+
+    @property
+    @abstractmethod
+    def gaussian(self) -> bool:
+        """Whether the noise is additive, Gaussian and independent of x."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        """The noiseless measurement A_ω(x): (B, C, *spatial) to (B, *codomain)."""
+
+    @abstractmethod
+    def measure(self, x: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        """A noisy measurement of x, with shape (B, *codomain)."""
+
+    @abstractmethod
+    def log_likelihood(self, y: Tensor, x: Tensor, params: Params) -> Tensor:
+        """log p(y | x, ω) in nats over observed entries, with shape (B,); differentiable in x."""
+
+    @abstractmethod
+    def noise_variance(self, x: Tensor, params: Params) -> Tensor:
+        """Variance of each real component of y given x, broadcastable to (B, *codomain)."""
+
+    def offset(self, params: Params) -> Tensor | None:
+        """A_ω(0), broadcastable to (B, *codomain); None where it is zero."""
+        return None
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        """Adjoint of the linear part for Re⟨·,·⟩: (B, *codomain) to (B, C, *spatial)."""
+        raise NotImplementedError(f"{type(self).__name__} has no adjoint")
+
+    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
+        """Moore–Penrose inverse of the linear part, or a stated approximation."""
+        return self.adjoint(y, params)
+
+    def observed(self, params: Params) -> Tensor | None:
+        """Boolean mask of the observed entries of y, broadcastable; None for all."""
+        return None
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `features`, known in advance."""
+        return self.space.channels
+
+    def features(self, observation: Observation) -> Tensor:
+        """Image-domain features for a network, with shape (B, feature_channels, *spatial).
+
+        By default the adjoint of y − A_ω(0). An operator without an adjoint overrides it.
+        """
+        shift = self.offset(observation.params)
+        y = observation.y if shift is None else observation.y - shift
+        return self.adjoint(y, observation.params)
+
+    def observe(self, x: Tensor, generator: torch.Generator) -> Observation:
+        """Draws ω, then y: an `Observation` of x, with shape (B, C, *spatial)."""
+        params = self.draw_params(tuple(x.shape), generator, x.device)
+        return Observation(self.measure(x, params, generator), params, self)

@@ -1,0 +1,97 @@
+"""What every plug-in component has in common.
+
+A *part* is a class that a manifest names. It is built as ``cls(config, context)``: `config` is an
+instance of its own pydantic `Config`, whose fields are at once its ``--set`` options, its
+documentation and its schema; `context` says in which image space it will live and makes the other
+parts that it asks for by kind and name (never by import).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from .operator import ForwardOperator
+    from .space import ImageSpace
+
+__all__ = ["BuildContext", "Part", "PartConfig"]
+
+
+class PartConfig(BaseModel):
+    """Base of every part's `Config`: unknown keys are errors, values never change.
+
+    `presets` maps a preset's name (``quick``, ``large``; ``standard`` is the defaults) to the
+    field values that it replaces.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+
+class Part:
+    """Mixin of all contracts: the kind, and the configuration's class.
+
+    `nested` names the fields of `Config` that choose another part, with that part's kind:
+    ``{"network": "network"}``. The other part's settings are written beside the part's own
+    (``prior.network=unet prior.channels=64``), and reach it through `BuildContext.make`.
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[PartConfig]] = PartConfig
+    nested: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
+        """Whether the part works with that configuration in that place.
+
+        Asked before construction, so that a combination is refused with a reason instead of a
+        traceback.
+
+        Args:
+            config: an instance of the part's own `Config`.
+            context: the place; `context.operator` is known for priors, posteriors and methods.
+
+        Returns:
+            (True, "") or (False, reason).
+        """
+        return True, ""
+
+
+def _no_factory(kind: str, name: str, context: BuildContext, **_: Any) -> Part:
+    raise LookupError(f"this BuildContext has no factory, so it cannot make {kind} {name!r}")
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """Where a part will live.
+
+    Attributes:
+        space: shape and value range of the images.
+        operator: the forward operator; None while the operator itself is being built.
+        nested: settings for parts that a part makes itself, by kind: ``{"network": {...}}``.
+        factory: builds a part from kind, name and context; supplied by the registry.
+    """
+
+    space: ImageSpace
+    operator: ForwardOperator | None = None
+    nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    factory: Callable[..., Part] = _no_factory
+
+    def make(self, kind: str, name: str, **arguments: Any) -> Any:
+        """Builds another part by kind and name, with the settings that the user gave for it.
+
+        Args:
+            kind: a kind of part, such as ``"network"``.
+            name: its registered name, or ``package:name``.
+            arguments: passed on to the part's constructor.
+        """
+        return self.factory(kind, name, self, **arguments)
+
+    def with_operator(self, operator: ForwardOperator) -> BuildContext:
+        """The same context, knowing its operator."""
+        return replace(self, operator=operator)

@@ -1,0 +1,175 @@
+"""A run brought to life: data, frozen measurements, moments and parts, in a known state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .assembly import Assembly, build_dataset
+from .checkpoint import Checkpoint
+from .config import RunConfig
+from .dataset import Dataset
+from .errors import UserError
+from .gaussian import Gaussian
+from .measurements import Measurements
+from .method import Method, MethodState, RunContext
+from .moments import fit_gaussian
+from .random import Streams
+from .registry import Registry
+
+__all__ = ["Session"]
+
+
+@dataclass
+class Session:
+    """Everything that training, sampling and evaluation need.
+
+    Attributes:
+        config: the resolved configuration.
+        dataset: the clean images, for simulation and evaluation only.
+        assembly: the parts.
+        measurements: the frozen measurements.
+        context: what the method works with; its `step` counts the steps done.
+        seconds: training time so far.
+        setup_seconds: time that building took.
+        calls: network evaluations so far, counted.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    assembly: Assembly
+    measurements: Measurements
+    context: RunContext
+    seconds: float = 0.0
+    setup_seconds: float = 0.0
+    calls: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def method(self) -> Method:
+        """The method."""
+        return self.assembly.method
+
+    @classmethod
+    def build(
+        cls,
+        config: RunConfig,
+        registry: Registry,
+        measurements_file: Path | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Session:
+        """Builds the parts and brings them to the state of a checkpoint, or to step 0.
+
+        Args:
+            config: the resolved configuration.
+            registry: where the parts are found.
+            measurements_file: the frozen measurements; they are simulated, and the file is
+                written, where it does not exist. None keeps them in memory.
+            checkpoint: the state to restore, if any.
+
+        Raises:
+            UserError: data, parts or checkpoint do not fit.
+        """
+        device = pick_device(config.device)
+        dataset = build_dataset(config.data, registry)
+        assembly = Assembly.build(config, dataset.space, registry)
+        streams = Streams(config.seed, device)
+        measurements = _measurements(config, dataset, assembly, measurements_file)
+        for part in (assembly.operator, assembly.prior, assembly.posterior):
+            if part is not None:
+                part.to(device)
+        train = measurements.train.to(device)
+        if checkpoint is None:
+            moments = fit_gaussian(train, dataset.space, streams.fresh("moments"))
+        else:
+            moments = Gaussian(dataset.space)
+            _load(moments, checkpoint.part("moments/"), "moments")
+        context = RunContext(
+            space=dataset.space,
+            operator=assembly.operator,
+            observations=train,
+            moments=moments.to(device),
+            streams=streams,
+            total_steps=config.train.steps if assembly.method.trains else 0,
+            device=device,
+            build=assembly.context,
+            prior=assembly.prior,
+            posterior=assembly.posterior,
+            clean=dataset.split("train").to(device) if assembly.method.needs_clean else None,
+        )
+        assembly.method.setup(context)
+        session = cls(config, dataset, assembly, measurements, context)
+        if checkpoint is not None:
+            session._restore(checkpoint)
+        return session
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.method.load_state(MethodState(checkpoint.part("method/"), checkpoint.method))
+        except (RuntimeError, KeyError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint does not fit this configuration: {first}") from error
+        self.context.streams.load_state(checkpoint.part("rng/"))
+        self.context.step = checkpoint.step
+        self.seconds = checkpoint.seconds
+        self.calls = dict(checkpoint.calls)
+
+    def checkpoint(self, versions: Mapping[str, str]) -> Checkpoint:
+        """The present state."""
+        state = self.method.state()
+        tensors: dict[str, Tensor] = {f"method/{k}": v for k, v in state.tensors.items()}
+        tensors |= {f"moments/{k}": v for k, v in self.context.moments.state_dict().items()}
+        tensors |= {f"rng/{k}": v for k, v in self.context.streams.state().items()}
+        config: dict[str, Any] = self.config.model_dump(mode="json")
+        return Checkpoint(
+            self.context.step,
+            tensors,
+            config,
+            dict(versions),
+            state.json,
+            dict(self.calls),
+            self.seconds,
+        )
+
+
+def _measurements(
+    config: RunConfig, dataset: Dataset, assembly: Assembly, file: Path | None
+) -> Measurements:
+    if file is not None and file.exists():
+        return Measurements.load(file, assembly.operator)
+    drawn = Measurements.simulate(
+        dataset.split("train"), dataset.split("second"), assembly.operator, Streams(config.seed)
+    )
+    if file is not None:
+        drawn.save(file)
+    return drawn
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of that name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        UserError: unknown, or not present on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: torch knows no such device (cpu, cuda, auto)") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    return device
+
+
+def _load(module: torch.nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint's {name} do not fit the data's image shape") from error

@@ -1,0 +1,265 @@
+r"""The posterior of a Gaussian prior: Wiener restoration, and the centring of flows.
+
+For y = A_ω(x) + n with affine A and n ~ N(0, σ² I), the posterior under N(μ, S) is N(m(y), P),
+
+.. math:: P = (S^{-1} + A^T A / σ^2)^{-1}, \qquad m(y) = μ + P A^T (y - A_ω(μ)) / σ^2
+
+`Wiener` gives it as an invertible affine map x = m(y) + L u with L Lᵀ = P, so that u ~ N(0, I) is
+a posterior sample, and so that a flow may act on u ("Wiener-centring"). It is exact for small
+images, with one matrix for all samples or one per sample. Above `DENSE_LIMIT` dimensions, AᵀA is
+replaced by its diagonal in the DCT basis: exact for noise and for reflecting symmetric blurs, else
+an approximation that is still a legal centring. Without a linear operator it is N(μ, S) itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .gaussian import Gaussian
+from .observation import Observation, Params
+from .operator import ForwardOperator
+from .random import randn
+
+__all__ = ["AffineMap", "Wiener", "dense_matrix", "flatten_real", "spectral_power"]
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """x = mean + L u for a batch of B observations.
+
+    Attributes:
+        mean: with shape (B, C, *spatial).
+        factor: L; (d, d) or (B, d, d), or the diagonal (d,) in the Gaussian's basis.
+        log_det: log|det L|, a scalar or of shape (B,).
+        gaussian: gives the basis of a diagonal factor.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    log_det: Tensor
+    gaussian: Gaussian
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """mean + L u, for u of shape (…, B, C, *spatial)."""
+        if self.factor.ndim == 1:
+            scaled = self.gaussian.synthesise(self.factor * self.gaussian.analyse(u))
+            return self.mean + scaled
+        return self.mean + _matmul(self.factor, u, self.mean.ndim - 1)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """L⁻¹(x − mean), for x of shape (…, B, C, *spatial)."""
+        centred = x - self.mean
+        if self.factor.ndim == 1:
+            return self.gaussian.synthesise(self.gaussian.analyse(centred) / self.factor)
+        return _matmul(torch.linalg.inv(self.factor), centred, self.mean.ndim - 1)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Posterior samples of the Gaussian prior, with shape (n, B, C, *spatial)."""
+        return self(randn((n, *self.mean.shape), generator, self.mean.device, self.mean.dtype))
+
+
+class Wiener(nn.Module):
+    """The posterior map of a Gaussian prior under an operator.
+
+    Args:
+        gaussian: the prior N(μ, S).
+        operator: the forward operator.
+    """
+
+    gain: Tensor
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, gaussian: Gaussian, operator: ForwardOperator) -> None:
+        super().__init__()
+        self.gaussian = gaussian
+        # The operator is an argument of a part, not a part: it must not enter the state.
+        self._operator = [operator]
+        space = gaussian.space
+        self.shared = not operator.draw_params((1, *space.shape), torch.Generator())
+        self.matrices = gaussian.dense and self.shared
+        if self.matrices:
+            outputs = torch.Size(operator.codomain.shape).numel()
+            outputs *= 2 if operator.codomain.is_complex else 1
+            self.register_buffer("gain", torch.zeros(space.dimension, outputs))
+            self.register_buffer("shift", torch.zeros(space.shape))
+            self.register_buffer("factor", torch.eye(space.dimension))
+        elif not gaussian.dense:
+            self.register_buffer("factor", torch.ones(space.dimension))
+            self.register_buffer("power", torch.zeros(space.dimension))
+
+    @property
+    def operator(self) -> ForwardOperator:
+        """The forward operator."""
+        return self._operator[0]
+
+    @torch.no_grad()
+    def update(self, params: Params) -> None:
+        """Recomputes what is shared by all samples, after the Gaussian has changed.
+
+        Args:
+            params: operator parameters of some samples, to average the power of A over.
+        """
+        if self.matrices:
+            mean, factor, gain = self._solve(1, {})
+            self.gain.copy_(gain[0])
+            self.factor.copy_(factor[0])
+            zero = torch.zeros(1, *self.operator.codomain.shape, dtype=self.operator.codomain.dtype)
+            self.shift.copy_(self._mean(zero.to(mean.device), {}, gain)[0])
+        elif not self.gaussian.dense:
+            noise = self._noise_variance(params)
+            power = spectral_power(self.gaussian, self.operator, params)
+            s = self.gaussian.variances
+            self.get_buffer("power").copy_(power / noise)
+            self.factor.copy_((s / (1 + s * power / noise)).sqrt())
+
+    def forward(self, observation: Observation) -> AffineMap:
+        """The posterior map of a batch of observations."""
+        y = observation.y
+        if self.matrices:
+            flat = flatten_real(y).to(self.gain.dtype)
+            mean = self.shift + (flat @ self.gain.T).reshape(-1, *self.gaussian.space.shape)
+            return AffineMap(
+                mean, self.factor, torch.linalg.slogdet(self.factor)[1], self.gaussian
+            )
+        if self.gaussian.dense:
+            _, factor, gain = self._solve(len(observation), observation.params)
+            mean = self._mean(y, observation.params, gain)
+            return AffineMap(mean, factor, torch.linalg.slogdet(factor)[1], self.gaussian)
+        mean = self.gaussian.mean.expand(len(observation), *self.gaussian.space.shape)
+        if self.operator.linear:
+            residual = y - self.operator(mean, observation.params)
+            back = self.operator.adjoint(residual, observation.params)
+            gain = self.factor.square() / self._noise_variance(observation.params)
+            mean = mean + self.gaussian.synthesise(gain * self.gaussian.analyse(back))
+        return AffineMap(mean, self.factor, self.factor.log().sum(), self.gaussian)
+
+    def _noise_variance(self, params: Params) -> Tensor:
+        """Mean variance of the noise at the mean image, a scalar."""
+        batch = next((len(v) for v in params.values()), 1)
+        mean = self.gaussian.mean.expand(batch, *self.gaussian.space.shape)
+        return self.operator.noise_variance(mean, params).mean()
+
+    def _mean(self, y: Tensor, params: Params, gain: Tensor) -> Tensor:
+        start = self.gaussian.mean.expand(y.shape[0], *self.gaussian.space.shape)
+        if not self.operator.linear:
+            return start
+        residual = flatten_real(y - self.operator(start, params)).to(gain.dtype)
+        observed = self.operator.observed(params)
+        if observed is not None:
+            residual = residual * _mask(observed, y)
+        return start + (gain @ residual[..., None])[..., 0].reshape(start.shape).to(start.dtype)
+
+    def _solve(self, batch: int, params: Params) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean images, L (B, d, d) and gain P Aᵀ/σ² (B, d, m), computed in float64."""
+        space = self.gaussian.space
+        mean = self.gaussian.mean.expand(batch, *space.shape)
+        s, u = self.gaussian.variances.double(), self.gaussian.basis
+        assert u is not None
+        basis = u.double()
+        if not self.operator.linear:
+            outputs = torch.Size(self.operator.codomain.shape).numel()
+            root = (basis * s.sqrt()) @ basis.T
+            return mean, root.expand(batch, -1, -1).to(u.dtype), u.new_zeros(batch, len(s), outputs)
+        weight = (1 / self.operator.noise_variance(mean, params)).double()
+        matrix = dense_matrix(self.operator, batch, params, u.device)
+        weight = _expand_weight(weight, matrix, self.operator)
+        observed = self.operator.observed(params)
+        if observed is not None:
+            weight = weight * _mask(observed, matrix[:, :, 0].reshape(batch, -1))
+        weighted = matrix * weight[..., None]
+        # In the basis of S, whitened: P = U s½ (I + s½ UᵀAᵀA U s½/σ²)⁻¹ s½ Uᵀ is well conditioned.
+        root = s.sqrt()
+        inner = (matrix @ basis) * root
+        system = inner.mT @ ((weighted @ basis) * root)
+        values, vectors = torch.linalg.eigh(0.5 * (system + system.mT))
+        half = basis @ (root[:, None] * vectors)
+        covariance = (half / (1 + values.clamp_min(0))[:, None, :]) @ half.mT
+        p_values, p_vectors = torch.linalg.eigh(0.5 * (covariance + covariance.mT))
+        p_values = p_values.clamp_min(p_values.amax(-1, keepdim=True) * 1e-10)
+        # The symmetric root keeps u looking like an image, which a convolutional flow needs.
+        factor = (p_vectors * p_values.sqrt()[:, None, :]) @ p_vectors.mT
+        gain = covariance @ weighted.mT
+        return mean, factor.to(u.dtype), gain.to(u.dtype)
+
+
+def dense_matrix(
+    operator: ForwardOperator, batch: int, params: Params, device: torch.device
+) -> Tensor:
+    """The linear part of A_ω as real matrices of shape (B, m, d), float64.
+
+    A complex measurement counts as its real and imaginary parts, one after the other.
+    """
+    space = operator.space
+    zero = torch.zeros(batch, *space.shape, device=device)
+    offset = flatten_real(operator(zero, params))
+    columns = []
+    for index in range(space.dimension):
+        unit = zero.reshape(batch, -1).clone()
+        unit[:, index] = 1.0
+        columns.append((flatten_real(operator(unit.reshape(zero.shape), params)) - offset).double())
+    return torch.stack(columns, dim=-1)
+
+
+def spectral_power(
+    gaussian: Gaussian,
+    operator: ForwardOperator,
+    params: Mapping[str, Tensor],
+    generator: torch.Generator | None = None,
+    probes: int = 64,
+) -> Tensor:
+    """The diagonal of AᵀA in the Gaussian's basis, averaged over samples, with shape (d,).
+
+    Hutchinson's estimate: diag(M) = E[c ∘ Mc] over random signs c.
+
+    Args:
+        gaussian: gives the basis.
+        operator: a linear operator.
+        params: its parameters for some samples; each probe uses one of them.
+        generator: source of the signs.
+        probes: how many.
+    """
+    device = gaussian.mean.device
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(0)
+    own = {}
+    for key, value in params.items():
+        pick = torch.randint(len(value), (probes,), generator=generator, device=generator.device)
+        own[key] = value[pick.to(value.device)]
+    signs = randn((probes, gaussian.space.dimension), generator, device).sign()
+    image = gaussian.synthesise(signs)
+    zero = operator(torch.zeros_like(image), own)
+    back = operator.adjoint(operator(image, own) - zero, own)
+    return (gaussian.analyse(back) * signs).mean(0).clamp_min(0.0)
+
+
+def flatten_real(y: Tensor) -> Tensor:
+    """(B, …) to (B, m) with real and imaginary parts one after the other."""
+    if y.is_complex():
+        return torch.cat([y.real.flatten(1), y.imag.flatten(1)], dim=1)
+    return y.flatten(1)
+
+
+def _mask(observed: Tensor, like: Tensor) -> Tensor:
+    flat = observed.expand(-1, *like.shape[1:]) if observed.ndim == like.ndim else observed
+    flat = flat.flatten(1)
+    doubled = torch.cat([flat, flat], dim=1) if like.is_complex() else flat
+    return doubled.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _expand_weight(weight: Tensor, matrix: Tensor, operator: ForwardOperator) -> Tensor:
+    codomain = operator.codomain
+    full = weight.expand(matrix.shape[0], *codomain.shape).flatten(1)
+    return torch.cat([full, full], dim=1) if codomain.is_complex else full
+
+
+def _matmul(factor: Tensor, u: Tensor, rank: int) -> Tensor:
+    shape = u.shape
+    flat = u.reshape(*shape[: u.ndim - rank], -1)
+    if factor.ndim == 2:
+        return (flat @ factor.T.to(flat.dtype)).reshape(shape)
+    return (factor.to(flat.dtype) @ flat[..., None])[..., 0].reshape(shape)

@@ -1,0 +1,1 @@
+"""Measurement processes: deterministic maps and noise models."""

@@ -1,0 +1,1 @@
+"""The bundled plug-ins; `registry.yaml` says what there is."""

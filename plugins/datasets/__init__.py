@@ -1,0 +1,1 @@
+"""Sets of clean images that measurements are simulated from."""

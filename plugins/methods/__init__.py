@@ -1,0 +1,1 @@
+"""Ways to learn from measurements, one paper per file."""

@@ -1,0 +1,1 @@
+"""Networks that priors are built on."""

@@ -1,0 +1,1 @@
+"""Amortized posteriors q_φ(x | y), one paper per file."""

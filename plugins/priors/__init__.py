@@ -1,0 +1,1 @@
+"""Clean priors p_θ(x), one paper per file."""

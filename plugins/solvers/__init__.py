@@ -1,0 +1,1 @@
+"""Posterior samplers that need a prior and an operator, but no flow."""
