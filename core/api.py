@@ -10,8 +10,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -30,11 +28,11 @@ from .files import write_bytes, write_json
 from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .loop import train
+from .memory import peak_memory
 from .observation import Observation
 from .progress import Progress, SilentProgress
 from .registry import ComponentRecord, Registry, get_registry
 from .session import Session
-from .space import ImageSpace
 
 __all__ = ["Run", "open_run", "resolve_request", "resume", "run"]
 
@@ -139,7 +137,7 @@ class Run:
         self.config = folder.config()
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, controls: bool = False) -> Run:
+    def create(cls, path: Path, config: RunConfig) -> Run:
         """A new run folder; nothing is trained yet.
 
         Raises:
@@ -229,7 +227,7 @@ class Run:
             "training_seconds": session.seconds,
             "preparation_seconds": session.setup_seconds,
             "training_network_calls": training_calls,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "parameters": {
                 name: sum(p.numel() for p in part.parameters())
                 for name, part in (
@@ -441,31 +439,3 @@ def _packages(config: RunConfig, registry: Registry) -> dict[str, str]:
     return {
         record.package.name: record.package.version for record in _records(config, registry)
     }
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def save_samples(x: Tensor, path: Path, space: ImageSpace) -> None:
-    """Writes samples (n, C, H, W) as .npz (array ``x``), .safetensors or a .png contact sheet."""
-    import io
-
-    import numpy as np
-
-    if path.suffix == ".npz":
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, x=x.numpy())
-        write_bytes(path, buffer.getvalue())
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import save
-
-        write_bytes(path, save({"x": x.contiguous()}))
-    elif path.suffix == ".png":
-        from .pictures import contact_sheet, encode_png
-
-        write_bytes(path, encode_png(contact_sheet(space.to_unit(x))))
-    else:
-        raise UserError(f"--out {path}: end the name in .npz, .safetensors or .png")

@@ -23,7 +23,7 @@ from torch import Tensor
 from .checkpoint import prune
 from .errors import DivergenceError, RunError
 from .folder import RunFolder
-from .method import Batch
+from .method import select
 from .progress import Progress
 from .random import Streams
 from .session import Session
@@ -151,8 +151,7 @@ def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
     index = batch_index(
         ctx.step, session.config.train.batch_size, len(ctx.observations), ctx.streams
     )
-    clean = None if ctx.clean is None else ctx.clean[index]
-    figures = session.method.step(Batch(ctx.observations[index], index, clean), ctx)
+    figures = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
     ctx.step += 1
     guard.check(figures)
     return figures

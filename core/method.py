@@ -9,7 +9,7 @@ never by import. All that must survive a kill is in `state()`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from .prior import Prior
 from .random import Streams
 from .space import ImageSpace
 
-__all__ = ["Batch", "Method", "MethodState", "Roles", "RunContext"]
+__all__ = ["Batch", "Method", "MethodState", "Roles", "RunContext", "select"]
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,3 @@ class Method(Part, ABC):
 def select(observations: Observation, index: Tensor, clean: Tensor | None) -> Batch:
     """The batch at those positions of the training set."""
     return Batch(observations[index], index, None if clean is None else clean[index])
-
-
-def restore_state(tensors: Mapping[str, Tensor], json: Mapping[str, Any]) -> MethodState:
-    """A MethodState from a checkpoint's content."""
-    return MethodState(dict(tensors), dict(json))

@@ -54,7 +54,8 @@ def _run(arguments: list[str], debug: bool) -> int:
 
     from .app import app, global_options_restored
 
-    usage_error = BadParameter.__bases__[0]
+    usage_error: type[Exception] = BadParameter.__bases__[0]
+    any_error: type[Exception] = usage_error.__bases__[0]
     try:
         with global_options_restored():
             command = get_command(app)
@@ -63,7 +64,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _complain(str(error), error.exit_code, debug)
     except usage_error as error:
         return _complain(_explain(error), 2, debug)
-    except usage_error.__bases__[0] as error:
+    except any_error as error:
         return _complain(str(error), 2, debug)
     except Abort as error:
         interrupted = isinstance(error.__cause__, KeyboardInterrupt)

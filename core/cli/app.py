@@ -17,10 +17,13 @@ from typer.core import TyperGroup
 from flowdiff.core.errors import UserError, suggest
 
 from . import plugins
+from .report import report
+from .run import run
+from .sample import sample
 
 __all__ = ["CommandGroup", "app", "global_options_restored"]
 
-_COMMANDS: tuple[Callable[..., None], ...] = ()
+_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, report)
 """One function per command, which is named after it."""
 _GROUPS: tuple[typer.Typer, ...] = (plugins.app,)
 

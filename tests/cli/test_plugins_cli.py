@@ -198,7 +198,7 @@ def test_a_reader_that_leaves_causes_no_noise() -> None:
 
 def test_output_in_a_terminal_without_unicode() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "flowdiff", "plugins", "info", "recall", "--json"],
+        [sys.executable, "-m", "flowdiff", "plugins", "list", "--json"],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,

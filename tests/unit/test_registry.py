@@ -319,7 +319,7 @@ def test_environment_switches_packages_off(
 
 def test_disabled_component_says_how_to_get_it_back(plugin_packages: Any) -> None:
     good(plugin_packages, "apkg")
-    with pytest.raises(PluginError, match="is disabled.*FLOWDIFF_DISABLE_PLUGINS"):
+    with pytest.raises(PluginError, match=r"is disabled.*FLOWDIFF_DISABLE_PLUGINS"):
         Registry(DisableRules.of(third_party=True)).find("operator", "myop")
 
 
@@ -390,7 +390,7 @@ def test_provider_that_fails_is_named(plugin_packages: Any, name: str, words: st
 def test_two_providers_of_one_namespace(plugin_packages: Any) -> None:
     provide(plugin_packages, "provpkg")
     provide(plugin_packages, "provpkg2")
-    with pytest.raises(PluginError, match="provpkg 1.0 and provpkg2 1.0"):
+    with pytest.raises(PluginError, match=r"provpkg 1\.0 and provpkg2 1\.0"):
         Registry().find("operator", "lib:Tomography")
 
 

@@ -1,0 +1,186 @@
+"""``flowdiff run``: train, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["run"]
+
+
+def run(
+    prior: Annotated[str | None, typer.Option(help="Prior, such as edm.")] = None,
+    posterior: Annotated[str | None, typer.Option(help="Posterior, such as glow.")] = None,
+    op: Annotated[
+        str | None,
+        typer.Option(
+            help="Operator: maps joined by + and a noise at the end, such as "
+            "gaussian_blur+gaussian_noise; the noise is gaussian_noise where none is named."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Method: flowdiff, or a control such as oracle.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data set, such as digits.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Size of everything: quick, standard or large.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SCOPE.KEY=VALUE",
+            help="A setting, such as prior.channels=64 or op.gaussian_noise.sigma=0.5; "
+            "scopes: method, prior, posterior, op.PART, data, train, eval.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file, such as the config.yaml of another run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, new or empty [default: below runs/].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Root of every random stream.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    controls: Annotated[
+        bool,
+        typer.Option("--controls", help="Train the methods oracle and naive too, afterwards."),
+    ] = False,
+    hooks: Annotated[
+        list[str] | None,
+        typer.Option("--hooks", metavar="PACKAGE", help="Call this package's hooks too."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue this run where it stopped, and nothing else."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved plan; write nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan or the summary as JSON.")
+    ] = False,
+) -> None:
+    """Learn a clean prior and an amortized posterior from corrupted measurements alone."""
+    from flowdiff.core.config import Request, parse_setting, read_config
+    from flowdiff.core.errors import UserError
+
+    chosen = {
+        "--prior": prior, "--posterior": posterior, "--op": op, "--method": method,
+        "--data": data, "--preset": preset, "--set": setting, "--config": config, "--out": out,
+        "--seed": seed, "--device": device, "--threads": threads,
+    }
+    if resume is not None:
+        extra = [name for name, value in chosen.items() if value not in (None, [])]
+        if extra or dry_run:
+            raise UserError(
+                f"--resume continues a run as it was configured, so {(extra or ['--dry-run'])[0]} "
+                "cannot be given with it"
+            )
+        _finish(resume, None, controls, hooks or [], as_json)
+        return
+    request = Request(
+        method=method,
+        prior=prior,
+        posterior=posterior,
+        op=op,
+        data=data,
+        preset=preset or "standard",
+        seed=seed,
+        device=device,
+        threads=threads,
+        file={} if config is None else read_config(config),
+        settings=[parse_setting(text) for text in setting or []],
+    )
+    if dry_run:
+        _plan(request, as_json)
+    else:
+        _finish(out, request, controls, hooks or [], as_json)
+
+
+def _limit_threads() -> None:
+    """Waiting threads must sleep: on shared cores spinning ones cost a factor of hundreds."""
+    import os
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _plan(request: object, as_json: bool) -> None:
+    import json
+
+    _limit_threads()
+    from flowdiff.core.api import resolve_request
+    from flowdiff.core.config import Request
+    from flowdiff.core.plan import make_plan
+    from flowdiff.core.registry import get_registry
+
+    assert isinstance(request, Request)
+    config = resolve_request(request)
+    plan = make_plan(config, get_registry())
+    if as_json:
+        content = {"config": config.model_dump(mode="json"), **plan.figures}
+        typer.echo(json.dumps(content, indent=2))
+        return
+    width = max(len(label) for label, _ in plan.facts)
+    for label, text in plan.facts:
+        typer.echo(f"{label.ljust(width)}  {text}")
+
+
+def _finish(
+    path: Path | None, request: object, controls: bool, hooks: list[str], as_json: bool
+) -> None:
+    import json
+
+    _limit_threads()
+    from rich.console import Console
+
+    from flowdiff.core.api import Run, default_folder, open_run, resolve_request
+    from flowdiff.core.config import Request
+    from flowdiff.core.plan import describe
+    from flowdiff.core.progress import ConsoleProgress
+
+    # With --json standard output holds nothing but the summary.
+    console = Console(stderr=as_json)
+    with ConsoleProgress(console) as progress:
+        if isinstance(request, Request):
+            config = resolve_request(request)
+            for label, text in describe(config):
+                progress.message(f"{label:10} {text}")
+            run = Run.create(path or default_folder(config), config)
+        else:
+            assert path is not None
+            run = open_run(path)
+        progress.message(f"run folder {run.path}")
+        run.finish(controls=controls, hooks=hooks, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(run.summary, indent=2))
+    else:
+        _headline(run.summary)
+
+
+def _headline(summary: dict[str, object]) -> None:
+    """The rows of the summary, as a table."""
+    from .table import print_table
+
+    metrics = summary["metrics"]
+    rows = summary["rows"]
+    assert isinstance(metrics, dict) and isinstance(rows, list)
+    arrows = {"lower": "↓", "higher": "↑"}
+    columns = ["", *(f"{m['title']} {arrows[m['better']]}" for m in metrics.values())]
+    print_table(
+        columns,
+        [
+            [row["title"], *(f"{row['figures'][name]['value']:.3f}" for name in metrics)]
+            for row in rows
+        ],
+    )
+    restoration = summary.get("restoration")
+    if isinstance(restoration, dict):
+        for row in restoration["rows"]:
+            psnr = row["psnr"]
+            typer.echo(
+                f"{row['title']}: {psnr['value']:.2f} dB [{psnr['low']:.2f}, {psnr['high']:.2f}]"
+            )

@@ -1,0 +1,126 @@
+"""The plan of a run: what would be built, how large it is, and how long it would take."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .config import RunConfig
+from .counting import CallCounter
+from .memory import peak_memory
+from .method import select
+from .registry import Registry
+from .session import Session
+
+__all__ = ["Plan", "make_plan"]
+
+_WARM, _TIMED = 2, 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The resolved configuration with sizes and estimates.
+
+    Attributes:
+        config: the resolved configuration.
+        facts: label and text of each line, in order.
+        figures: the same for programs.
+    """
+
+    config: RunConfig
+    facts: list[tuple[str, str]]
+    figures: dict[str, Any]
+
+
+def describe(config: RunConfig) -> list[tuple[str, str]]:
+    """What can be said of a configuration without building anything."""
+    def part(settings: dict[str, Any] | None) -> str:
+        if settings is None:
+            return "none"
+        own = ", ".join(f"{k} {_short(v)}" for k, v in settings.items() if k != "name")
+        return f"{settings['name']} ({own})" if own else str(settings["name"])
+
+    return [
+        ("method", part(config.method)),
+        ("prior", part(config.prior)),
+        ("posterior", part(config.posterior)),
+        ("operator", " then ".join(part(p) for p in config.operator)),
+        ("data", part(config.data)),
+        ("training", f"{config.train.steps} steps of {config.train.batch_size} measurements"),
+        ("seed", str(config.seed)),
+        ("device", f"{config.device}, {config.threads} thread(s)"),
+    ]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(_short(v) for v in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def make_plan(config: RunConfig, registry: Registry) -> Plan:
+    """Builds everything in memory, times a few steps on it and throws it away.
+
+    Raises:
+        UserError: what a real run would say, before it wrote anything.
+    """
+    torch.set_num_threads(config.threads)
+    since = time.monotonic()
+    session = Session.build(config, registry)
+    preparation = time.monotonic() - since
+    ctx = session.context
+    counter = CallCounter(ctx.prior, ctx.posterior)
+    seconds = 0.0
+    if session.method.trains:
+        index = torch.arange(config.train.batch_size) % len(ctx.observations)
+        batch = select(ctx.observations, index.to(ctx.device), ctx.clean)
+        for step in range(_WARM + _TIMED):
+            if step == _WARM:
+                since = time.monotonic()
+            session.method.step(batch, ctx)
+        seconds = (time.monotonic() - since) / _TIMED
+    parameters = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("prior", ctx.prior), ("posterior", ctx.posterior))
+        if part is not None
+    }
+    codomain = ctx.operator.codomain
+    training = seconds * ctx.total_steps
+    figures: dict[str, Any] = {
+        "image_shape": list(ctx.space.shape),
+        "measurement_shape": list(codomain.shape),
+        "measurement_dtype": str(codomain.dtype).removeprefix("torch."),
+        "measurements": len(ctx.observations),
+        "parameters": parameters,
+        "seconds_per_step": seconds,
+        "training_seconds": training,
+        "preparation_seconds": preparation,
+        "peak_memory_bytes": peak_memory(),
+        "clean_images_used": len(ctx.observations) if session.method.needs_clean else 0,
+        "network_calls_per_step": {
+            k: v / (_WARM + _TIMED) for k, v in counter.counts.items()
+        } if session.method.trains else {},
+    }
+    sizes = ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "none"
+    facts = [
+        *describe(config),
+        ("images", f"{'×'.join(map(str, ctx.space.shape))} in {ctx.space.value_range}"),
+        (
+            "measurements",
+            f"{len(ctx.observations)} of shape {'×'.join(map(str, codomain.shape))} "
+            f"({figures['measurement_dtype']}); "
+            f"{figures['clean_images_used']} clean images used in training",
+        ),
+        ("parameters", sizes),
+        ("memory", f"{peak_memory() / 1e9:.2f} GB (peak of this dry run)"),
+        (
+            "time",
+            f"about {training / 60:.1f} min of training ({seconds * 1e3:.0f} ms per step, measured "
+            f"on {_TIMED} steps that are thrown away), {preparation:.0f} s of preparation, then "
+            "evaluation",
+        ),
+    ]
+    return Plan(config, facts, figures)
