@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
+    "Run": "flowdiff.core.api",
     "get_registry": "flowdiff.core.registry",
     "hookimpl": "flowdiff.core.hookspecs",
+    "open_run": "flowdiff.core.api",
+    "resume": "flowdiff.core.api",
+    "run": "flowdiff.core.api",
 }
 
 if TYPE_CHECKING:
+    from .core.api import Run as Run
+    from .core.api import open_run as open_run
+    from .core.api import resume as resume
+    from .core.api import run as run
     from .core.hookspecs import hookimpl as hookimpl
     from .core.registry import get_registry as get_registry
 else:

@@ -25,7 +25,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
     "hookspecs": ("hookimpl",),
-    "method": ("Batch", "Method", "MethodState", "Roles", "RunContext"),
+    "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
     "moments": ("fit_gaussian",),
     "network": ("Network",),
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from .method import MethodState as MethodState
     from .method import Roles as Roles
     from .method import RunContext as RunContext
+    from .method import select as select
     from .metric import Metric as Metric
     from .metric import MetricConfig as MetricConfig
     from .metric import MetricValue as MetricValue

@@ -94,7 +94,7 @@ def run(
     )
     resolved = resolve_request(request)
     folder = Path(out) if out is not None else default_folder(resolved)
-    started = Run.create(folder, resolved)
+    started = Run.create(folder, resolved, progress)
     return started.finish(controls=controls, hooks=hooks, progress=progress)
 
 
@@ -135,18 +135,28 @@ class Run:
         self.folder = folder
         self.registry = registry or get_registry()
         self.config = folder.config()
+        self._built: Session | None = None
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> Run:
+    def create(cls, path: Path, config: RunConfig, progress: Progress | None = None) -> Run:
         """A new run folder; nothing is trained yet.
 
+        Everything is built in memory first, so that bad input leaves no folder behind.
+
         Raises:
-            UserError: the folder is not empty, or the parts do not fit each other.
+            UserError: the folder is not empty, the data is missing, or parts do not fit.
         """
         registry = get_registry()
+        RunFolder.check_new(path)
         torch.set_num_threads(config.threads)
-        folder = RunFolder.create(path, config, environment(config, _packages(config, registry)))
-        return cls(folder, registry)
+        (progress or SilentProgress()).message("preparing measurements, moments and networks")
+        since = time.monotonic()
+        session = Session.build(config, registry)
+        session.setup_seconds = time.monotonic() - since
+        created = cls(RunFolder.create(path, config), registry)
+        session.measurements.save(created.folder.measurements_file)
+        created._built = session
+        return created
 
     @property
     def path(self) -> Path:
@@ -184,6 +194,10 @@ class Run:
             self.registry, _records(self.config, self.registry), hooks, progress.message
         )
         with self.folder.locked():
+            self.folder.checkpoints.mkdir(exist_ok=True)
+            if not self.folder.environment_file.exists():
+                content = environment(self.config, _packages(self.config, self.registry))
+                write_json(self.folder.environment_file, content)
             if controls:
                 write_json(self.folder.path / "controls.json", list(CONTROLS))
             status = "failed"
@@ -203,10 +217,13 @@ class Run:
     def _train(self, progress: Progress, caller: HookCaller) -> None:
         if self.folder.summary_file.exists():
             return
-        progress.message("preparing measurements, moments and networks")
-        since = time.monotonic()
-        session = self._session(self._checkpoint())
-        session.setup_seconds = time.monotonic() - since
+        session = self._built
+        if session is None:
+            progress.message("preparing measurements, moments and networks")
+            since = time.monotonic()
+            session = self._session(self._checkpoint())
+            session.setup_seconds = time.monotonic() - since
+        self._built = None
         counter = CallCounter(session.context.prior, session.context.posterior, session.calls)
         session.calls = counter.counts
         train(session, self.folder, versions(), progress, _Bound(caller, self))
@@ -279,7 +296,7 @@ class Run:
             try:
                 progress.message(f"control: {name}")
                 self.folder.controls.mkdir(exist_ok=True)
-                control = Run.create(path, config)
+                control = Run.create(path, config, progress)
             except UserError as error:
                 progress.message(f"control {name} is left out: {error}")
                 return

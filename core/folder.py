@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import RunConfig, read_config, to_yaml
 from .errors import UserError
-from .files import write_json, write_text
+from .files import write_text
 
 __all__ = ["RunFolder"]
 
@@ -38,24 +38,32 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.controls = path / "controls"
 
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Refuses a place where a new run would overwrite something.
+
+        Raises:
+            UserError: a file, or a folder with anything in it but the leftovers of a kill.
+        """
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path}: a file of that name exists")
+        if path.is_dir() and any(not p.name.endswith(".tmp") for p in path.iterdir()):
+            hint = "continue it with --resume, or " if (path / "config.yaml").exists() else ""
+            raise UserError(f"--out {path}: the folder is not empty; {hint}choose another")
+
     @classmethod
-    def create(cls, path: Path, config: RunConfig, environment: dict[str, Any]) -> RunFolder:
-        """A new run folder with its configuration.
+    def create(cls, path: Path, config: RunConfig) -> RunFolder:
+        """A new run folder. Its configuration is the first file in it, so it can be resumed.
 
         Raises:
             UserError: the folder is not empty, or may not be written.
         """
-        if path.exists() and not path.is_dir():
-            raise UserError(f"--out {path}: a file of that name exists")
-        if path.is_dir() and any(path.iterdir()):
-            hint = "continue it with --resume, or " if (path / "config.yaml").exists() else ""
-            raise UserError(f"--out {path}: the folder is not empty; {hint}choose another")
+        cls.check_new(path)
         folder = cls(path)
         try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {path}: cannot create it ({error.strerror})") from error
-        write_json(folder.environment_file, environment)
         write_text(folder.config_file, to_yaml(config))
         return folder
 
@@ -71,8 +79,6 @@ class RunFolder:
             raise UserError(f"no run folder {path}")
         if not folder.config_file.is_file():
             raise UserError(f"{path} is no run folder: it has no config.yaml")
-        with contextlib.suppress(OSError):
-            folder.checkpoints.mkdir(exist_ok=True)
         return folder
 
     def config(self) -> RunConfig:

@@ -149,7 +149,7 @@ def _finish(
             config = resolve_request(request)
             for label, text in describe(config):
                 progress.message(f"{label:10} {text}")
-            run = Run.create(path or default_folder(config), config)
+            run = Run.create(path or default_folder(config), config, progress)
         else:
             assert path is not None
             run = open_run(path)

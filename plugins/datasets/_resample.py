@@ -21,7 +21,8 @@ def resample(images: Tensor, size: int | tuple[int, int]) -> Tensor:
     target = (size, size) if isinstance(size, int) else size
     if tuple(images.shape[-2:]) == target:
         return images
-    return interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
+    resampled = interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
+    return resampled.clamp(images.min(), images.max())  # weights sum to 1 but for rounding
 
 
 def centre_square(images: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ covariance), and a single visible flaw can bring it to 1, so read it beside reca
 It does not see that samples are copies of training images.
 
 Both sets get the same uniform noise first, of width `dequantise` × the range of the reference
-(default 1/16: one grey step of the 8×8 digits; standard deviation 0.018 of the range). Otherwise
-a classifier only learns that data has grey levels, or a background of exactly −1, and samples of
-a continuous model do not. Differences finer than that noise are therefore invisible.
+(default 1/16: one grey step of the 8×8 digits; standard deviation 0.018 of the range). A
+classifier must not learn that data has grey levels, or a background of exactly −1, and samples of
+a continuous model have not. Differences finer than that noise are therefore invisible.
 
 The mean image is taken away and all pixels are divided by *one* number: dividing each pixel by its
 own deviation would blow up the dark corners of the data, and noise of σ = .1 there would already

@@ -81,15 +81,15 @@ class _NeighbourMetric(Metric):
         inside = self._inside(x, y)
         n, m = inside.shape
         value = float(self._figure(inside, inside.new_ones(1, n), inside.new_ones(1, m)))
-        a = draw_counts(n, self.config.bootstrap, generator).to(inside)
-        b = draw_counts(m, self.config.bootstrap, generator).to(inside)
+        a = draw_counts(n, self.config.bootstrap, generator)
+        b = draw_counts(m, self.config.bootstrap, generator)
         low, high = centred_interval(
             value, self._figure(inside, a, b), self.config.level, self._bounds
         )
         return MetricValue(value, low, high, len(x), len(y))
 
     def _inside(self, samples: Tensor, reference: Tensor) -> Tensor:
-        """1 where a sample lies in a reference image's ball, else 0: float32 of shape (n, m)."""
+        """1 where a sample lies in a reference image's ball, else 0: float64 of shape (n, m)."""
         return _in_balls(samples, reference, self.k)
 
     @abstractmethod
@@ -109,7 +109,7 @@ class _NeighbourMetric(Metric):
 def _in_balls(points: Tensor, centres: Tensor, k: int) -> Tensor:
     own = squared_distances(centres, centres).fill_diagonal_(torch.inf)
     radius = own.kthvalue(k, dim=1).values
-    return (squared_distances(points, centres) < radius).float()
+    return (squared_distances(points, centres) < radius).double()
 
 
 def _share_of_points(inside: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Recall(_NeighbourMetric):
     formula: ClassVar[str] = "share of reference images that lie in some k-NN ball of a sample"
 
     def _inside(self, samples: Tensor, reference: Tensor) -> Tensor:
-        """Reference images in samples' balls: float32 of shape (m, n)."""
+        """Reference images in samples' balls: float64 of shape (m, n)."""
         return _in_balls(reference, samples, self.k)
 
     def _figure(self, inside: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,18 +191,44 @@ def test_ctrl_c_is_130(run_cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_cli("plugins", "list")[0] == 130
 
 
-def test_a_reader_that_leaves_causes_no_noise() -> None:
-    command = f"{sys.executable} -m flowdiff plugins list --json | head -c 1"
-    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert (result.stdout, result.stderr) == ("{", "")
+PRINTING = """
+import sys
+from flowdiff.core.cli import main
+from flowdiff.core.cli.app import app
+
+@app.command()
+def speak() -> None:
+    print("σ")
+
+sys.exit(main(["speak"]))
+"""
 
 
-def test_output_in_a_terminal_without_unicode() -> None:
+def speak(tmp_path: Path, after: str, **environment: str) -> tuple[str, str]:
+    """Runs a command that prints without flushing, as libraries do."""
+    script = tmp_path / "speak.py"
+    script.write_text(PRINTING, encoding="utf-8")
     result = subprocess.run(
-        [sys.executable, "-m", "flowdiff", "plugins", "list", "--json"],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        f"{sys.executable} {script} {after}",
+        shell=True,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("command", ["plugins list --json", "--version"])
+def test_a_reader_that_leaves_causes_no_noise(command: str) -> None:
+    piped = f"{sys.executable} -m flowdiff {command} | true"
+    result = subprocess.run(piped, shell=True, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_a_reader_that_leaves_before_the_last_flush_causes_no_noise(tmp_path: Path) -> None:
+    assert speak(tmp_path, "| true") == ("", "")
+
+
+def test_output_in_a_terminal_without_unicode(tmp_path: Path) -> None:
+    assert speak(tmp_path, "", PYTHONIOENCODING="ascii") == ("?\n", "")

@@ -101,7 +101,7 @@ def test_contract_modules_are_exported_whole() -> None:
     for module, names in flowdiff.core._PUBLIC.items():
         if module not in partly:
             loaded = importlib.import_module(f"flowdiff.core.{module}")
-            assert set(names) == set(loaded.__all__), module
+            assert set(names) == set(loaded.__all__), f"{module}: see core/__init__.py"
 
 
 @pytest.mark.parametrize("package", [flowdiff, flowdiff.core])

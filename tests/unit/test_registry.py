@@ -258,6 +258,7 @@ def test_needs_of_one_component_leave_the_others_alone(
         metadata=(
             "Provides-Extra: physics\nProvides-Extra: light\n"
             "Requires-Dist: numpy\n"
+            "Requires-Dist: of-no-extra-at-all; python_version > '3'\n"
             "Requires-Dist: not-there-at-all; extra == 'physics'\n"
             "Requires-Dist: pluggy; extra == 'light'\n"
         ),
