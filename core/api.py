@@ -94,7 +94,7 @@ def run(
     )
     resolved = resolve_request(request)
     folder = Path(out) if out is not None else default_folder(resolved)
-    started = Run.create(folder, resolved, progress)
+    started = Run.create(folder, resolved, hooks=hooks, progress=progress)
     return started.finish(controls=controls, hooks=hooks, progress=progress)
 
 
@@ -138,7 +138,14 @@ class Run:
         self._built: Session | None = None
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, progress: Progress | None = None) -> Run:
+    def create(
+        cls,
+        path: Path,
+        config: RunConfig,
+        *,
+        hooks: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Run:
         """A new run folder; nothing is trained yet.
 
         Everything is built in memory first, so that bad input leaves no folder behind.
@@ -148,6 +155,7 @@ class Run:
         """
         registry = get_registry()
         RunFolder.check_new(path)
+        HookCaller.for_run(registry, _records(config, registry), hooks)
         torch.set_num_threads(config.threads)
         (progress or SilentProgress()).message("preparing measurements, moments and networks")
         since = time.monotonic()
@@ -296,7 +304,7 @@ class Run:
             try:
                 progress.message(f"control: {name}")
                 self.folder.controls.mkdir(exist_ok=True)
-                control = Run.create(path, config, progress)
+                control = Run.create(path, config, progress=progress)
             except UserError as error:
                 progress.message(f"control {name} is left out: {error}")
                 return

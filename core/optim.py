@@ -71,7 +71,7 @@ class Trainable:
             DivergenceError: the loss or the gradient is not finite; weights are left untouched.
         """
         if not torch.isfinite(loss):
-            raise DivergenceError(f"the loss is {float(loss)}")
+            raise DivergenceError(f"the loss is {float(loss.detach())}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self.config.clip)

@@ -149,7 +149,9 @@ def _finish(
             config = resolve_request(request)
             for label, text in describe(config):
                 progress.message(f"{label:10} {text}")
-            run = Run.create(path or default_folder(config), config, progress)
+            run = Run.create(
+                path or default_folder(config), config, hooks=hooks, progress=progress
+            )
         else:
             assert path is not None
             run = open_run(path)
