@@ -1,10 +1,10 @@
 """The Python API: a run, from options to a finished folder, and what it serves afterwards.
 
-    import flowdiff
+import flowdiff
 
-    run = flowdiff.run(op="gaussian_blur", out="runs/digits")
-    run.sample(64)           # images of the learned prior, (64, C, H, W)
-    run.restore(y)           # posterior samples of new measurements, (n, B, C, H, W)
+run = flowdiff.run(op="gaussian_blur", out="runs/digits")
+run.sample(64)           # images of the learned prior, (64, C, H, W)
+run.restore(y)           # posterior samples of new measurements, (n, B, C, H, W)
 """
 
 from __future__ import annotations

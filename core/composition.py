@@ -132,10 +132,11 @@ class ComposedOperator(ForwardOperator):
         if not self.linear:
             raise UserError(f"operator {self.name} is not affine, so it has no offset")
         shift: Tensor | None = None
+        batch = next((len(value) for value in params.values()), -1)
         for name, part in self._chain():
             own = _own(params, name)
             if shift is not None:
-                shift = part(shift.expand(-1, *part.domain.shape), own)
+                shift = part(shift.expand(batch, *part.domain.shape), own)
             else:
                 shift = part.offset(own)
         return shift

@@ -130,9 +130,7 @@ def train(
                     _append(folder, {"step": ctx.step, **figures})
                     progress.advance(ctx.step, figures)
                 hooks.step_finished(ctx.step, figures)
-                if ctx.step % settings.checkpoint_every == 0 or ctx.step == ctx.total_steps:
-                    save()
-                elif stopped():
+                if ctx.step % settings.checkpoint_every == 0 or ctx.step == ctx.total_steps or stopped():
                     save()
                 if stopped() and ctx.step < ctx.total_steps:
                     raise Interrupted(

@@ -57,8 +57,7 @@ class Measurements:
             seen = operator.observe(train, streams.fresh("measurements.train"))
             unseen = operator.observe(heldout, streams.fresh("measurements.heldout"))
         for name, observation in (("train", seen), ("held-out", unseen)):
-            if not torch.isfinite(torch.view_as_real(observation.y) if observation.y.is_complex()
-                                  else observation.y).all():
+            if not torch.isfinite(observation.y).all():
                 raise UserError(f"the operator gives non-finite {name} measurements")
         return cls(seen, unseen, content_hash(_tensors(seen, unseen)))
 
@@ -97,8 +96,12 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(_bytes(value))
     return digest.hexdigest()
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _tensors(train: Observation, heldout: Observation) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ References:
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor
 

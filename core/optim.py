@@ -74,9 +74,12 @@ class Trainable:
             raise DivergenceError(f"the loss is {float(loss.detach())}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_([p for _, p in self._named], self.config.clip)
-        if not torch.isfinite(norm):
-            raise DivergenceError(f"the gradient of {self._worst()} is not finite")
+        try:
+            norm = nn.utils.clip_grad_norm_(
+                [p for _, p in self._named], self.config.clip, error_if_nonfinite=True
+            )
+        except RuntimeError as error:
+            raise DivergenceError(f"the gradient of {self._worst()} is not finite") from error
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()

@@ -29,7 +29,10 @@ ColourMap = Literal["viridis", "magma"]
 
 
 def contact_sheet(
-    x: Tensor, columns: int | None = None, scale: int | None = None
+    x: Tensor,
+    columns: int | None = None,
+    scale: int | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8]:
     """Lays a set out in rows, left to right, with thin grey gaps.
 
@@ -43,6 +46,7 @@ def contact_sheet(
         x: in [0, 1] units, with shape (n, C, H, W), (n, C, D, H, W), (n, C, L) or (n, D).
         columns: cells per row; None for a nearly square sheet.
         scale: magnification by whole pixels; None for one that makes cells about 96 pixels wide.
+        value_range: ends of the common axis of vectors; None for the extremes of the set.
 
     Returns:
         8-bit array of shape (height, width), or (height, width, 3) in colour.
@@ -54,7 +58,7 @@ def contact_sheet(
     if x.ndim < 2 or not x.numel():
         raise ValueError(f"nothing to draw in a set of shape {tuple(x.shape)}")
     if x.ndim == 2:
-        return _draw_vectors(x, columns)
+        return _draw_vectors(x, columns, value_range)
     if x.ndim == 3:
         return _arrange(torch.stack([_line_plot(signal) for signal in _clip(x)]), columns)
     if x.ndim == 5:
@@ -122,9 +126,12 @@ def _arrange(cells: Tensor, columns: int | None) -> NDArray[np.uint8]:
     return sheet.numpy()
 
 
-def _draw_vectors(x: Tensor, columns: int | None) -> NDArray[np.uint8]:
+def _draw_vectors(
+    x: Tensor, columns: int | None, value_range: tuple[float, float] | None
+) -> NDArray[np.uint8]:
     finite = x[x.isfinite()]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    extremes = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    low, high = value_range or extremes
     unit = _clip((x - low) / max(high - low, 1e-12))
     if x.shape[1] == 2:
         return _scatter(unit)

@@ -6,7 +6,8 @@ A separable blur is one small band matrix per axis, which holds the boundary rul
           A^+ = K_h^+ ⊗ K_w^+
 
 so that adjoint and pseudo-inverse are exact, whatever the boundary, and small images are faster
-than by convolution. The kernel is the sampled Gaussian, cut at 4σ and normalised.
+than by convolution. The kernel is the sampled Gaussian, cut at 4σ and normalised. The matrices are kept
+in float64 and used in the dtype of the image.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class GaussianBlur(DeterministicMap):
         for axis, size in enumerate(self.space.spatial):
             matrix = band_matrix(size, config.sigma, self.radius, config.boundary)
             inverse = torch.linalg.pinv(matrix, rtol=1e-6)
-            self.register_buffer(f"matrix_{axis}", matrix.float(), persistent=False)
-            self.register_buffer(f"inverse_{axis}", inverse.float(), persistent=False)
+            self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
+            self.register_buffer(f"inverse_{axis}", inverse, persistent=False)
 
     @classmethod
     def compatible(cls, config: PartConfig, context: BuildContext) -> tuple[bool, str]:

@@ -47,7 +47,7 @@ class UNet(Network):
         multipliers: tuple[int, ...] = Field((1, 2), description="channel factor of each level")
         blocks: int = Field(1, ge=1, description="residual blocks per level")
         patch: int = Field(2, ge=1, description="side of the patches that the stem cuts")
-        attention: tuple[int, ...] = Field((1,), description="levels with self-attention, from 0")
+        attention: tuple[int, ...] = Field((), description="levels with self-attention, from 0")
         embedding: int = Field(128, ge=8, description="width of the noise embedding")
 
         @field_validator("channels")
@@ -100,9 +100,7 @@ class UNet(Network):
             if level:
                 self.up.append(nn.ConvTranspose2d(current, current, 2, stride=2))
         self.norm = nn.GroupNorm(4, current)
-        self.head = nn.Conv2d(current, out_channels * config.patch**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zeroed(nn.Conv2d(current, out_channels * config.patch**2, 3, padding=1))
 
     @classmethod
     def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
@@ -124,6 +122,13 @@ class UNet(Network):
             h = layer(torch.cat([h, kept.pop()], 1), e) if isinstance(layer, Stage) else layer(h)
         h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
         return h[..., :height, :width]
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with zero weights, so that its branch is absent at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class NoiseEmbedding(nn.Module):
@@ -166,11 +171,9 @@ class ResidualBlock(nn.Module):
         self.norm_1 = nn.GroupNorm(4, inputs)
         self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm_2 = nn.GroupNorm(4, outputs)
-        self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.modulation = nn.Linear(embedding, 2 * outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv_2.weight)
-        nn.init.zeros_(self.conv_2.bias)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
@@ -188,9 +191,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(4, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape

@@ -227,7 +227,7 @@ def test_a_reader_that_leaves_causes_no_noise(command: str) -> None:
 
 
 def test_a_reader_that_leaves_before_the_last_flush_causes_no_noise(tmp_path: Path) -> None:
-    assert speak(tmp_path, "| true") == ("", "")
+    assert speak(tmp_path, "| true", PYTHONUNBUFFERED="") == ("", "")
 
 
 def test_output_in_a_terminal_without_unicode(tmp_path: Path) -> None:

@@ -42,8 +42,9 @@ def _start_or_resume(out: Path) -> None:
 
 def _assert_readable(out: Path) -> None:
     """Whatever exists under its final name is whole."""
-    from flowdiff.core.checkpoint import Checkpoint, steps
     from safetensors import safe_open
+
+    from flowdiff.core.checkpoint import Checkpoint, steps
 
     for _, path in steps(out / "checkpoints"):
         Checkpoint.load(path)
@@ -86,8 +87,9 @@ def test_kill_at_each_write(
             original(path, data)
         raise Killed
 
-    import flowdiff.core as core
     import importlib
+
+    import flowdiff.core as core
 
     for name in ("api", "checkpoint", "measurements", "report"):
         module = importlib.import_module(f"flowdiff.core.{name}")

@@ -1,0 +1,179 @@
+"""Line charts as small inline SVG: no script, no font and no file of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+__all__ = ["BLUE", "GREY", "ORANGE", "Line", "line_chart", "smooth", "ticks"]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; lines differ in dashes too.
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"
+
+_Scale = Callable[[float], float]
+
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 38
+MOST_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve.
+
+    Attributes:
+        x: positions.
+        y: values; not finite ones break the curve.
+        label: in the legend; empty for none.
+        colour: of the stroke.
+        dashes: an SVG dash pattern; empty for a solid line.
+        width: of the stroke, in pixels.
+        faint: whether it only stands behind another.
+        marks: whether each point has a mark.
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str = ""
+    colour: str = BLUE
+    dashes: str = ""
+    width: float = 1.8
+    faint: bool = False
+    marks: bool = False
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    description: str,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    size: tuple[int, int] = (320, 210),
+) -> Markup:
+    """An SVG element.
+
+    Args:
+        lines: drawn in this order.
+        x_label: with its unit.
+        y_label: with its unit.
+        description: what a reader who cannot see it should know.
+        x_range: ends of the axis; None for those of the lines.
+        y_range: ends of the axis; None for those of the lines. Curves are cut off beyond.
+        size: width and height in pixels of its own coordinates.
+    """
+    width, height = size
+    x_low, x_high = x_range or _extent([v for line in lines for v in line.x])
+    y_low, y_high = y_range or _extent([v for line in lines for v in line.y], margin=0.06)
+    right, bottom = width - RIGHT, height - BOTTOM
+
+    def across(v: float) -> float:
+        return LEFT + (v - x_low) / (x_high - x_low) * (right - LEFT)
+
+    def down(v: float) -> float:
+        place = bottom - (v - y_low) / (y_high - y_low) * (bottom - TOP)
+        return min(max(place, TOP - 2), bottom + 2)
+
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}" '
+        f'class="chart">'
+    ]
+    for v in ticks(y_low, y_high):
+        parts.append(
+            f'<path class="grid" d="M{LEFT} {down(v):.1f}H{right}"/>'
+            f'<text x="{LEFT - 6}" y="{down(v) + 3.5:.1f}" text-anchor="end">{_tick(v)}</text>'
+        )
+    for v in ticks(x_low, x_high):
+        parts.append(
+            f'<path class="tick" d="M{across(v):.1f} {bottom}v4"/>'
+            f'<text x="{across(v):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(v)}</text>'
+        )
+    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
+    parts += [_curve(line, across, down) for line in lines]
+    middle = (TOP + bottom) / 2
+    parts.append(
+        f'<text x="{(LEFT + right) / 2}" y="{height - 5}" text-anchor="middle" class="label">'
+        f"{escape(x_label)}</text>"
+        f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
+        f'transform="rotate(-90 11 {middle})">{escape(y_label)}</text>'
+    )
+    parts += _legend([line for line in lines if line.label])
+    return Markup("".join(parts) + "</svg>")  # noqa: S704 (every text in it is escaped above)
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+    """Centred moving mean; near the ends the window shrinks, so that nothing is invented."""
+    half = window // 2
+    result = []
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        near = values[i - reach : i + reach + 1]
+        result.append(sum(near) / len(near))
+    return result
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers inside a range: steps of 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _curve(line: Line, across: _Scale, down: _Scale) -> str:
+    stride = max(1, math.ceil(len(line.x) / MOST_POINTS))
+    pairs = list(zip(line.x, line.y, strict=True))
+    # The last point belongs to the curve whatever the stride.
+    kept = pairs[::stride] + ([pairs[-1]] if (len(pairs) - 1) % stride else [])
+    path, pen = [], "M"
+    for x, y in kept:
+        if not math.isfinite(y):
+            pen = "M"
+            continue
+        path.append(f"{pen}{across(x):.1f} {down(y):.1f}")
+        pen = "L"
+    dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
+    opacity = ' stroke-opacity=".3"' if line.faint else ""
+    drawn = (
+        f'<path fill="none" stroke="{line.colour}" stroke-width="{line.width}" '
+        f'stroke-linejoin="round"{dashes}{opacity} d="{"".join(path)}"/>'
+    )
+    if line.marks:
+        drawn += "".join(
+            f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.4" fill="{line.colour}"/>'
+            for x, y in kept if math.isfinite(y)
+        )
+    return drawn
+
+
+def _legend(lines: Sequence[Line]) -> list[str]:
+    parts = []
+    for i, line in enumerate(lines):
+        y = TOP + 10 + 15 * i
+        dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
+        parts.append(
+            f'<path d="M{LEFT + 10} {y}h22" stroke="{line.colour}" '
+            f'stroke-width="{line.width}"{dashes}/>'
+            f'<text x="{LEFT + 38}" y="{y + 3.5}">{escape(line.label)}</text>'
+        )
+    return parts
+
+
+def _extent(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return 0.0, 1.0
+    low, high = min(finite), max(finite)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-300):
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def _tick(value: float) -> str:
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return ("0" if float(text.replace(",", "")) == 0 else text).replace("-", "−")

@@ -1,0 +1,68 @@
+"""The price of corruption: how much farther from clean images than the same prior's oracle.
+
+It is the ratio of the two distances, each counted from the metric's ideal value, where both are
+clearly above what a second clean split reaches by chance; elsewhere a ratio of noise would be
+meaningless, and the difference is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .comparison import row_named
+from .interval import Interval
+
+__all__ = ["Price", "prices"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one metric says.
+
+    Attributes:
+        metric: its name.
+        kind: ratio learned/oracle, or difference learned − oracle.
+        interval: the figure; its ends combine the opposite ends of both intervals, so it is
+            wider than an interval of its own would be.
+    """
+
+    metric: str
+    kind: Literal["ratio", "difference"]
+    interval: Interval
+
+
+def prices(summary: Mapping[str, Any]) -> list[Price]:
+    """The price by each metric; empty without an oracle row and a learned prior."""
+    learned, oracle = row_named(summary, "prior"), row_named(summary, "oracle")
+    clean = row_named(summary, "second_split")
+    if learned is None or oracle is None:
+        return []
+    found = []
+    for name, definition in summary["metrics"].items():
+        if name not in learned["figures"] or name not in oracle["figures"]:
+            continue
+        ideal = float(definition["ideal"])
+        floor = ideal
+        if clean is not None and name in clean["figures"]:
+            floor = max(floor, Interval.read(clean["figures"][name]).high)
+        ours = Interval.read(learned["figures"][name])
+        theirs = Interval.read(oracle["figures"][name])
+        if definition["better"] == "lower" and min(ours.low, theirs.low) > floor:
+            found.append(Price(name, "ratio", _ratio(ours.shifted(-ideal), theirs.shifted(-ideal))))
+        else:
+            found.append(Price(name, "difference", _difference(ours, theirs)))
+    return found
+
+
+def _ratio(ours: Interval, theirs: Interval) -> Interval:
+    return Interval(
+        ours.value / theirs.value, ours.low / theirs.high, ours.high / theirs.low
+    )
+
+
+def _difference(ours: Interval, theirs: Interval) -> Interval:
+    return Interval(
+        ours.value - theirs.value, ours.low - theirs.high, ours.high - theirs.low
+    )

@@ -1,0 +1,223 @@
+"""What a run is worth, in two to five sentences that its figures allow.
+
+Nothing is called better because its number is: only where intervals do not overlap, or where the
+interval of a paired difference leaves out zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .comparison import Comparison, Outcome, comparisons
+from .interval import Interval
+from .numbers import figure, span, words
+from .price import prices
+
+__all__ = ["Verdict", "gain_outcome", "verdict"]
+
+SUBJECTS = {"prior": "the prior", "posterior": "the posterior’s samples"}
+OPPONENTS = {"prior": "the untrained Gaussian", "posterior": "those of its Wiener posterior"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on a run.
+
+    Attributes:
+        headline: one line.
+        sentences: two to five.
+    """
+
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def verdict(summary: Mapping[str, Any]) -> Verdict:
+    """The verdict that the figures of summary.json allow."""
+    if not summary["cost"]["training_steps"]:
+        return _untrained(summary)
+    pairs = comparisons(summary)
+    gain = _gain(summary)
+    sentences = [
+        *([_wins(pairs), _misses(pairs, gain)] if pairs else []),
+        _restoration(summary),
+        _measurement_space(summary),
+        _price(summary),
+    ]
+    return Verdict(_headline(summary, pairs, gain), tuple(s for s in sentences if s))
+
+
+def gain_outcome(gain: Interval) -> Outcome:
+    """What the interval of a paired difference says; more is better."""
+    if gain.low > 0:
+        return "better"
+    return "worse" if gain.high < 0 else "indistinguishable"
+
+
+def _gain(summary: Mapping[str, Any]) -> Interval | None:
+    if not summary.get("restoration"):
+        return None
+    return Interval.read(summary["restoration"]["psnr_gain_of_posterior_mean_over"]["wiener_mean"])
+
+
+def _untrained(summary: Mapping[str, Any]) -> Verdict:
+    sentences = [
+        "This run is the untrained row itself: a mean and a covariance fitted to the measurements "
+        "through the known operator, and the exact posterior of that Gaussian.",
+        "Whatever is called learned has to beat these figures beyond their intervals.",
+        _measurement_space(summary),
+    ]
+    return Verdict("Nothing was trained here", tuple(s for s in sentences if s))
+
+
+def _headline(
+    summary: Mapping[str, Any], pairs: list[Comparison], gain: Interval | None
+) -> str:
+    parts = [_standing(pair) for pair in pairs if pair.learned == "prior"]
+    if gain is not None:
+        size = f"{figure(abs(gain.value), 2)} dB"
+        parts.append({
+            "better": f"its posterior restores {size} better than the Wiener mean",
+            "worse": f"its posterior restores {size} worse than the Wiener mean",
+        }.get(gain_outcome(gain), "its posterior restores as well as the Wiener mean"))
+    if not parts:
+        parts = ["no learned row could be compared with an untrained one"]
+    used = summary["clean_images_used"]
+    control = f"A control, trained on {used:,} clean images: " if used else ""
+    text = "; ".join(parts)
+    return control + (text if control else text[0].upper() + text[1:])
+
+
+def _standing(pair: Comparison) -> str:
+    total, better, worse = (
+        len(pair.outcomes), len(pair.titled("better")),
+        len(pair.titled("worse")) + len(pair.titled("overshoots")),
+    )
+    of = f"of {total} distances"
+    if better == total:
+        return f"the prior beats the untrained Gaussian on all {total} distances"
+    if better and worse:
+        return f"the prior is better than the untrained Gaussian on {better}, worse on {worse} {of}"
+    if better:
+        return f"the prior beats the untrained Gaussian on {better} {of}, and is worse on none"
+    if worse:
+        return f"the prior beats the untrained Gaussian on none {of}, and is worse on {worse}"
+    return "the prior cannot be told from the untrained Gaussian on any distance"
+
+
+def _wins(pairs: list[Comparison]) -> str:
+    parts = []
+    for pair in pairs:
+        verb = "beats" if pair.learned == "prior" else "beat"
+        better, total = pair.titled("better"), len(pair.outcomes)
+        names = f" ({words(better)})" if 0 < len(better) < total else ""
+        share = f"all {total}" if len(better) == total else f"{len(better) or 'none'} of {total}"
+        parts.append(
+            f"{SUBJECTS[pair.learned]} {verb} {OPPONENTS[pair.learned]} on {share} metrics{names}"
+        )
+    return f"Beyond the intervals, {words(parts)}."
+
+
+def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
+    parts, mixed = [], False
+    for pair in pairs:
+        same, worse, over = (
+            pair.titled("indistinguishable"), pair.titled("worse"), pair.titled("overshoots")
+        )
+        pieces = []
+        if same:
+            pieces.append(f"indistinguishable on {words(same)}")
+        if worse:
+            pieces.append(f"worse on {words(worse)}")
+        if over:
+            pieces.append(f"beyond what clean images reach on {words(over)}, as huddled samples are")
+        if pieces:
+            verb = "is" if pair.learned == "prior" else "are"
+            parts.append(f"{SUBJECTS[pair.learned]} {verb} {words(pieces)}")
+        mixed = mixed or bool(pair.titled("better") and (worse or over))
+    if gain is not None and gain_outcome(gain) != "better":
+        how = "lower" if gain_outcome(gain) == "worse" else "indistinguishable"
+        parts.append(f"the posterior mean’s PSNR is {how}")
+    if not parts:
+        return "There is no metric on which the learned model fails to beat the untrained row."
+    text = f"It does not beat the untrained row here: {'; '.join(parts)}."
+    if mixed:
+        text += " Better on some metrics and worse on others is another trade-off, not a gain."
+    return text
+
+
+def _restoration(summary: Mapping[str, Any]) -> str:
+    restoration, gain = summary.get("restoration"), _gain(summary)
+    if not restoration or gain is None:
+        return ""
+    rows = {row["name"]: row for row in restoration["rows"]}
+    ours, theirs = (rows[n]["psnr"]["value"] for n in ("posterior_mean", "wiener_mean"))
+    side = {"better": "above", "worse": "below"}.get(gain_outcome(gain))
+    if side is None:
+        relation = f"within the interval of the exact Wiener mean’s {figure(theirs, 2)} dB"
+    else:
+        relation = f"{side} the exact Wiener mean’s {figure(theirs, 2)} dB beyond the interval"
+    return (
+        f"The mean of {restoration['n']} posterior samples reaches {figure(ours, 2)} dB PSNR on "
+        f"{restoration['images']:,} held-out images, {relation}: a gain of {figure(gain.value, 2)} "
+        f"dB {span(gain, 2)}."
+    )
+
+
+def _measurement_space(summary: Mapping[str, Any]) -> str:
+    space = summary.get("measurement_space") or {}
+    parts = []
+    if "negative_elbo" in space and "gaussian_fit_nll" in space:
+        bound = Interval.read(space["negative_elbo"])
+        exact = Interval.read(space["gaussian_fit_nll"])
+        relation = {
+            "better": "lower beyond the intervals, so the learned prior explains them better",
+            "worse": "higher beyond the intervals, so it does not show that anything was gained",
+        }.get(compare_bound(bound, exact), "with overlapping intervals")
+        parts.append(
+            f"on held-out measurements the bound on −log p(y) is {figure(bound.value, 2)} nats, the "
+            f"untrained Gaussian’s exact value {figure(exact.value, 2)} ({relation})"
+        )
+    if "chi2" in space and "posterior" in space["chi2"]:
+        chi = Interval.read(space["chi2"]["posterior"])
+        parts.append(
+            f"posterior samples reproduce the measurements with χ² {figure(chi.value, 2)} "
+            f"{span(chi, 2)} where 1 is right"
+        )
+    text = words(parts, "; ") if len(parts) < 2 else "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def compare_bound(bound: Interval, exact: Interval) -> Outcome:
+    """An upper bound against an exact value: only a lower bound proves anything."""
+    if bound.high < exact.low:
+        return "better"
+    return "worse" if bound.low > exact.high else "indistinguishable"
+
+
+def _price(summary: Mapping[str, Any]) -> str:
+    found = prices(summary)
+    if not found:
+        return ""
+    titles = {name: d["title"] for name, d in summary["metrics"].items()}
+    ratios = [
+        f"{figure(p.interval.value, 1)} times as far by {titles[p.metric]} {span(p.interval, 1)}"
+        for p in found if p.kind == "ratio"
+    ]
+    oracle = next(row for row in summary["rows"] if row["name"] == "oracle")
+    what = f"the oracle, the same prior trained on {oracle['clean_images_used']:,} clean images"
+    if ratios:
+        return f"Price of corruption: compared with {what}, it is {words(ratios)} from clean images."
+    worse = [
+        titles[p.metric] for p in found
+        if (p.interval.low > 0) == (summary["metrics"][p.metric]["better"] == "lower")
+        and not p.interval.low <= 0 <= p.interval.high
+    ]
+    if not worse:
+        return f"Price of corruption: it cannot be told from {what}, on any metric."
+    return (
+        f"Price of corruption: {what}, is closer to clean images beyond the intervals on "
+        f"{len(worse)} of {len(found)} metrics ({words(worse)})."
+    )
