@@ -60,7 +60,11 @@ def run(
     """Trains, evaluates and reports, as ``flowdiff run`` does.
 
     Args:
-        prior, posterior, op, method, data: names of the parts; None for the default.
+        prior: name of the prior; this and the next four: None for the default.
+        posterior: name of the posterior.
+        op: the operator, parts joined by ``+``.
+        method: name of the method.
+        data: name of the data set.
         out: the run folder, new or empty; by default ``runs/<data>-<op>-<seed>``.
         preset: ``quick``, ``standard`` or ``large``.
         seed: root of every random stream.
@@ -98,7 +102,9 @@ def run(
     return started.finish(controls=controls, hooks=hooks, progress=progress)
 
 
-def resume(path: str | Path, *, progress: Progress | None = None, hooks: Sequence[str] = ()) -> Run:
+def resume(
+    path: str | Path, *, progress: Progress | None = None, hooks: Sequence[str] = ()
+) -> Run:
     """Continues a run that was stopped at any moment, controls included, and finishes it."""
     return Run(RunFolder.open(Path(path))).finish(hooks=hooks, progress=progress)
 
@@ -314,7 +320,7 @@ class Run:
             progress.message(f"control {name} is left out: {error}")
 
     def _control_config(self, name: str) -> RunConfig:
-        """This run's configuration with another method, which takes over the common settings."""
+        """The run's configuration with another method, which takes over the common settings."""
         cls: Any = self.registry.load("method", name)
         shared = {k: v for k, v in self.config.method.items() if k in cls.Config.model_fields}
         own = cls.Config(**shared).model_dump(mode="json")
@@ -332,11 +338,20 @@ class Run:
             if control["measurements"]["digest"] != summary["measurements"]["digest"]:
                 raise RunError(f"control {name} was trained on other measurements")
             learned = next(row for row in control["rows"] if row["name"] == "prior")
-            title = {"oracle": "oracle: the prior trained on clean images",
-                     "naive": "naive: the prior trained on measurements as if clean"}[name]
-            rows.append({**learned, "name": name, "title": title, "control": True,
-                         "clean_images_used": control["clean_images_used"],
-                         "seconds": control["cost"]["training_seconds"]})
+            title = {
+                "oracle": "oracle: the prior trained on clean images",
+                "naive": "naive: the prior trained on measurements as if clean",
+            }[name]
+            rows.append(
+                {
+                    **learned,
+                    "name": name,
+                    "title": title,
+                    "control": True,
+                    "clean_images_used": control["clean_images_used"],
+                    "seconds": control["cost"]["training_seconds"],
+                }
+            )
         if rows != summary["rows"]:
             summary["rows"] = rows
             write_json(self.folder.summary_file, summary)
@@ -354,9 +369,7 @@ class Run:
         return checkpoint
 
     def _session(self, checkpoint: Checkpoint | None) -> Session:
-        return Session.build(
-            self.config, self.registry, self.folder.measurements_file, checkpoint
-        )
+        return Session.build(self.config, self.registry, self.folder.measurements_file, checkpoint)
 
     @cached_property
     def session(self) -> Session:
@@ -461,6 +474,4 @@ def _records(config: RunConfig, registry: Registry) -> list[ComponentRecord]:
 
 
 def _packages(config: RunConfig, registry: Registry) -> dict[str, str]:
-    return {
-        record.package.name: record.package.version for record in _records(config, registry)
-    }
+    return {record.package.name: record.package.version for record in _records(config, registry)}

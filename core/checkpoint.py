@@ -84,7 +84,8 @@ class Checkpoint:
             raise UserError(f"{path} is no flowdiff checkpoint: it has no header")
         if header.get("schema") != SCHEMA:
             raise UserError(
-                f"{path} has checkpoint schema {header.get('schema')}, this flowdiff reads {SCHEMA}"
+                f"{path} has checkpoint schema {header.get('schema')}, "
+                f"this flowdiff reads {SCHEMA}"
             )
         return cls(
             header["step"],
@@ -98,9 +99,7 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below a prefix, without it."""
-        return {
-            k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)
-        }
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:

@@ -93,7 +93,10 @@ class ComposedOperator(ForwardOperator):
         return chain[-1][1].codomain if chain else self._noise().codomain
 
     def draw_params(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str = "cpu"
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
         params: dict[str, Tensor] = {}
         for name, part in self._chain():

@@ -152,7 +152,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: expected a mapping with keys such as prior, operator, data")
     for key in content:
         if key not in RunConfig.model_fields:
-            raise UserError(f"{path}: unknown key {key!r}{suggest(str(key), RunConfig.model_fields)}")
+            raise UserError(
+                f"{path}: unknown key {key!r}{suggest(str(key), RunConfig.model_fields)}"
+            )
     if content.get("config_schema", 1) != 1:
         raise UserError(
             f"{path}: config_schema is {content['config_schema']}, this flowdiff reads 1"
@@ -182,7 +184,12 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry)
     operator = [
         _resolve_part(
-            registry, "operator", name, f"op.{name}", request.preset, own,
+            registry,
+            "operator",
+            name,
+            f"op.{name}",
+            request.preset,
+            own,
             overrides["op"].get(name, {}),
         )
         for name, own in chain
@@ -190,7 +197,11 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     blocks = {
         scope: _validate(
             cls,
-            {**cls.presets.get(request.preset, {}), **_mapping(request, scope), **overrides[scope]},
+            {
+                **cls.presets.get(request.preset, {}),
+                **_mapping(request, scope),
+                **overrides[scope],
+            },
             scope,
         )
         for scope, cls in (("train", TrainConfig), ("eval", EvaluationConfig))
@@ -252,13 +263,18 @@ def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dic
 
     listed = request.file.get("operator")
     if request.op is None and isinstance(listed, list):
-        chain = [(str(part.get("name")), {k: v for k, v in part.items() if k != "name"})
-                 for part in listed if isinstance(part, dict)]
+        chain = [
+            (str(part.get("name")), {k: v for k, v in part.items() if k != "name"})
+            for part in listed
+            if isinstance(part, dict)
+        ]
     else:
         text = request.op or (listed if isinstance(listed, str) else DEFAULT_OPERATOR)
         chain = [(name.strip(), {}) for name in text.split("+")]
     if not chain or any(not name for name, _ in chain):
-        raise UserError(f"--op {request.op!r}: write names joined by +, such as {DEFAULT_OPERATOR}")
+        raise UserError(
+            f"--op {request.op!r}: write names joined by +, such as {DEFAULT_OPERATOR}"
+        )
     classes = [registry.load("operator", name) for name, _ in chain]
     for (name, _), cls in zip(chain[:-1], classes[:-1], strict=True):
         if not issubclass(cls, DeterministicMap):
@@ -274,8 +290,9 @@ def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dic
 def _check_operator_scopes(overrides: Mapping[str, Any], names: Sequence[str]) -> None:
     for part in overrides:
         if part not in names:
-            raise UserError(f"--set op.{part}.…: the operator has no part {part!r}"
-                            f"{suggest(part, names)}")
+            raise UserError(
+                f"--set op.{part}.…: the operator has no part {part!r}{suggest(part, names)}"
+            )
 
 
 def _resolve_part(
@@ -314,8 +331,10 @@ def split_settings(
     """A part's flat settings divided: its own under "", each nested part's under its field."""
     pieces: dict[str, dict[str, Any]] = {"": {}, **{field: {} for field in nested}}
     for key, value in settings.items():
-        owner = "" if key in cls.Config.model_fields else next(
-            f for f, part in nested.items() if key in part.Config.model_fields
+        owner = (
+            ""
+            if key in cls.Config.model_fields
+            else next(f for f, part in nested.items() if key in part.Config.model_fields)
         )
         pieces[owner][key] = value
     return pieces

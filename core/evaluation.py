@@ -102,9 +102,11 @@ def evaluate(
             sets["posterior"] = ("posterior samples of held-out measurements", restored[0])
         elbo = _negative_elbo(work)
     with torch.no_grad():
-        untrained = work.wiener(work.heldout).sample(
-            settings.n_posterior, work.stream("gaussian_fit.posterior")
-        ).cpu()
+        untrained = (
+            work.wiener(work.heldout)
+            .sample(settings.n_posterior, work.stream("gaussian_fit.posterior"))
+            .cpu()
+        )
     sets |= {
         "measurements": ("measurements", _as_images(work, work.heldout)),
         "gaussian_fit_prior": (
@@ -199,7 +201,10 @@ def _compare(
         cls: Any = work.registry.load("metric", name)
         metrics[name] = cls(cls.Config(bootstrap=work.session.config.eval.bootstrap))
         definitions[name] = {
-            "title": cls.title, "formula": cls.formula, "better": cls.better, "ideal": cls.ideal,
+            "title": cls.title,
+            "formula": cls.formula,
+            "better": cls.better,
+            "ideal": cls.ideal,
         }
     rows = []
     work.progress.begin("evaluating", len(sets) * len(metrics))

@@ -23,7 +23,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         RunError: the disk is full or fails.
     """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
+        )
     except OSError as error:
         raise _explain(error, path) from error
     try:

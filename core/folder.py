@@ -91,7 +91,9 @@ class RunFolder:
         try:
             return RunConfig(**content)
         except ValueError as error:
-            raise UserError(f"{self.config_file} is damaged: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"{self.config_file} is damaged: {str(error).splitlines()[0]}"
+            ) from error
 
     def summary(self) -> dict[str, Any]:
         """summary.json.

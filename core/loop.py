@@ -28,10 +28,10 @@ from .progress import Progress
 from .random import Streams
 from .session import Session
 
-__all__ = ["Interrupted", "batch_index", "train"]
+__all__ = ["InterruptedRunError", "batch_index", "train"]
 
 
-class Interrupted(RunError):
+class InterruptedRunError(RunError):
     """The user stopped the run; its state is saved."""
 
     exit_code = 130
@@ -103,7 +103,7 @@ def train(
     """Trains from the session's step to the end, writing metrics.jsonl and checkpoints.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM, after the state was saved.
+        InterruptedRunError: Ctrl-C or SIGTERM, after the state was saved.
         DivergenceError: with what diverged, the last good checkpoint and what to try.
         RunError: the disk is full.
     """
@@ -130,10 +130,14 @@ def train(
                     _append(folder, {"step": ctx.step, **figures})
                     progress.advance(ctx.step, figures)
                 hooks.step_finished(ctx.step, figures)
-                if ctx.step % settings.checkpoint_every == 0 or ctx.step == ctx.total_steps or stopped():
+                if (
+                    ctx.step % settings.checkpoint_every == 0
+                    or ctx.step == ctx.total_steps
+                    or stopped()
+                ):
                     save()
                 if stopped() and ctx.step < ctx.total_steps:
-                    raise Interrupted(
+                    raise InterruptedRunError(
                         f"stopped at step {ctx.step}; continue with "
                         f"flowdiff run --resume {folder.path}"
                     )
@@ -179,7 +183,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
     """Turns the first SIGINT or SIGTERM into a request; a second one interrupts at once."""
     requested = False
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         nonlocal requested
         if requested:
             raise KeyboardInterrupt

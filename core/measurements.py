@@ -80,7 +80,9 @@ class Measurements:
         except (OSError, safetensors.SafetensorError, ValueError) as error:
             raise UserError(f"cannot read the measurements {path}: {error}") from error
         if header.get("schema") != SCHEMA:
-            raise UserError(f"{path} has schema {header.get('schema')}, this flowdiff reads {SCHEMA}")
+            raise UserError(
+                f"{path} has schema {header.get('schema')}, this flowdiff reads {SCHEMA}"
+            )
         digest = content_hash(tensors)
         if digest != header.get("digest"):
             raise UserError(f"{path} has changed since it was written (its hash does not match)")

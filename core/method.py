@@ -189,7 +189,7 @@ class Method(Part, ABC):
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
     ) -> Tensor | None:
-        """An upper bound on −log p(y) in nats per measurement, with shape (B,); None if unknown."""
+        """An upper bound on −log p(y) in nats per measurement, shape (B,); None if unknown."""
         return None
 
 

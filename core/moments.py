@@ -180,9 +180,7 @@ def _evidence(seen: _Statistics, problem: _Problem) -> Tensor:
 
 
 @torch.no_grad()
-def _em(
-    seen: _Statistics, problem: _Problem, prior: Tensor, nu: float
-) -> tuple[Tensor, Tensor]:
+def _em(seen: _Statistics, problem: _Problem, prior: Tensor, nu: float) -> tuple[Tensor, Tensor]:
     """Stage 2: μ (d,) and S (d, d)."""
     matrix, count = problem.matrix, seen.count
     dimension = matrix.shape[1]
@@ -249,7 +247,7 @@ def _fit_spectral(
 
 
 def _power_law(variance: Tensor, power: Tensor, noise: float, space: ImageSpace) -> Tensor:
-    """Evidence fit of amplitude, corner, exponent and channel weight to coefficients' variances."""
+    """Evidence fit of a power law to the coefficients' variances."""
     spatial, channel = (k.to(variance) for k in frequencies(space))
     level = float((variance / power.clamp_min(1e-30) - noise)[power > 0.1 * power.max()].mean())
     theta = torch.tensor([math.log(max(level, 1e-6)), 1.0, math.log(3.0), 0.0]).to(variance)

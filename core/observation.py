@@ -45,9 +45,7 @@ class Observation:
 
     def __getitem__(self, index: Tensor | slice) -> Observation:
         """The observations at those batch positions."""
-        return replace(
-            self, y=self.y[index], params={k: v[index] for k, v in self.params.items()}
-        )
+        return replace(self, y=self.y[index], params={k: v[index] for k, v in self.params.items()})
 
     def to(self, device: torch.device | str) -> Observation:
         """The same observations on another device (the operator is not moved)."""

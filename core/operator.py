@@ -62,7 +62,10 @@ class OperatorPart(Part, nn.Module, ABC):
         self.space = context.space
 
     def draw_params(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str = "cpu"
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
         """Draws ω for a batch of inputs of the given shape (B, C, *spatial).
 

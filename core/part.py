@@ -62,7 +62,7 @@ class Part:
         return True, ""
 
 
-def _no_factory(kind: str, name: str, context: BuildContext, **_: Any) -> Part:
+def _no_factory(kind: str, name: str, context: BuildContext, **_: Any) -> Part:  # noqa: ARG001
     raise LookupError(f"this BuildContext has no factory, so it cannot make {kind} {name!r}")
 
 

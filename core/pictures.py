@@ -71,9 +71,7 @@ def contact_sheet(
     return _arrange((cells * 255).round().to(torch.uint8), columns)
 
 
-def colour_map(
-    x: Tensor, low: float, high: float, name: ColourMap = "viridis"
-) -> Tensor:
+def colour_map(x: Tensor, low: float, high: float, name: ColourMap = "viridis") -> Tensor:
     """Numbers as perceptually uniform colours, readable in print and by the colour-blind.
 
     Args:

@@ -37,6 +37,7 @@ class Plan:
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:
     """What can be said of a configuration without building anything."""
+
     def part(settings: dict[str, Any] | None) -> str:
         if settings is None:
             return "none"
@@ -100,27 +101,26 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
         "preparation_seconds": preparation,
         "peak_memory_bytes": peak_memory(),
         "clean_images_used": len(ctx.observations) if session.method.needs_clean else 0,
-        "network_calls_per_step": {
-            k: v / (_WARM + _TIMED) for k, v in counter.counts.items()
-        } if session.method.trains else {},
+        "network_calls_per_step": {k: v / (_WARM + _TIMED) for k, v in counter.counts.items()}
+        if session.method.trains
+        else {},
     }
     sizes = ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "none"
+    measured = (
+        f"{len(ctx.observations)} of shape {'×'.join(map(str, codomain.shape))} "
+        f"({figures['measurement_dtype']}); "
+        f"{figures['clean_images_used']} clean images used in training"
+    )
+    duration = (
+        f"about {training / 60:.1f} min of training ({seconds * 1e3:.0f} ms per step, measured on "
+        f"{_TIMED} steps that are thrown away), {preparation:.0f} s of preparation, then evaluation"
+    )
     facts = [
         *describe(config),
         ("images", f"{'×'.join(map(str, ctx.space.shape))} in {ctx.space.value_range}"),
-        (
-            "measurements",
-            f"{len(ctx.observations)} of shape {'×'.join(map(str, codomain.shape))} "
-            f"({figures['measurement_dtype']}); "
-            f"{figures['clean_images_used']} clean images used in training",
-        ),
+        ("measurements", measured),
         ("parameters", sizes),
         ("memory", f"{peak_memory() / 1e9:.2f} GB (peak of this dry run)"),
-        (
-            "time",
-            f"about {training / 60:.1f} min of training ({seconds * 1e3:.0f} ms per step, measured "
-            f"on {_TIMED} steps that are thrown away), {preparation:.0f} s of preparation, then "
-            "evaluation",
-        ),
+        ("time", duration),
     ]
     return Plan(config, facts, figures)

@@ -13,8 +13,8 @@ p(x | x_σ) = N(D(x_σ), C) at σ_min, the evidence bound in nats is
         + \int_{σ_{min}}^{σ_{max}} \frac{E\|x - D(x_σ, σ)\|^2}{σ^2} \, d\log σ
         - \underbrace{E \log N(x; D(x_{σ_{min}}, σ_{min}), C)}_{\text{offset at } σ_{min}}
 
-It is Song et al.'s likelihood bound written with the denoiser instead of the score, and it is tight
-for the exact denoiser, where C is the exact posterior covariance at σ_min (about σ_min² I).
+It is Song et al.'s likelihood bound written with the denoiser instead of the score, and it is
+tight for the exact denoiser, where C is the exact posterior covariance at σ_min (about σ_min² I).
 
 References:
     | Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["ConsoleProgress", "Progress", "SilentProgress"]
 
@@ -103,7 +106,7 @@ class ConsoleProgress:
             self._bar.stop()
             self._bar = None
 
-    def __enter__(self) -> ConsoleProgress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -160,7 +160,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: torch knows no such device (cpu, cuda, auto)") from error
+        raise UserError(
+            f"--device {name}: torch knows no such device (cpu, cuda, auto)"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
     if device.type not in ("cpu", "cuda"):

@@ -108,7 +108,9 @@ class Wiener(nn.Module):
             mean, factor, gain = self._solve(1, {})
             self.gain.copy_(gain[0])
             self.factor.copy_(factor[0])
-            zero = torch.zeros(1, *self.operator.codomain.shape, dtype=self.operator.codomain.dtype)
+            zero = torch.zeros(
+                1, *self.operator.codomain.shape, dtype=self.operator.codomain.dtype
+            )
             self.shift.copy_(self._mean(zero.to(mean.device), {}, gain)[0])
         elif not self.gaussian.dense:
             noise = self._noise_variance(params)
@@ -164,7 +166,11 @@ class Wiener(nn.Module):
         if not self.operator.linear:
             outputs = torch.Size(self.operator.codomain.shape).numel()
             root = (basis * s.sqrt()) @ basis.T
-            return mean, root.expand(batch, -1, -1).to(u.dtype), u.new_zeros(batch, len(s), outputs)
+            return (
+                mean,
+                root.expand(batch, -1, -1).to(u.dtype),
+                u.new_zeros(batch, len(s), outputs),
+            )
         weight = (1 / self.operator.noise_variance(mean, params)).double()
         matrix = dense_matrix(self.operator, batch, params, u.device)
         weight = _expand_weight(weight, matrix, self.operator)
@@ -201,7 +207,9 @@ def dense_matrix(
     for index in range(space.dimension):
         unit = zero.reshape(batch, -1).clone()
         unit[:, index] = 1.0
-        columns.append((flatten_real(operator(unit.reshape(zero.shape), params)) - offset).double())
+        columns.append(
+            (flatten_real(operator(unit.reshape(zero.shape), params)) - offset).double()
+        )
     return torch.stack(columns, dim=-1)
 
 

@@ -6,8 +6,8 @@ A separable blur is one small band matrix per axis, which holds the boundary rul
           A^+ = K_h^+ ⊗ K_w^+
 
 so that adjoint and pseudo-inverse are exact, whatever the boundary, and small images are faster
-than by convolution. The kernel is the sampled Gaussian, cut at 4σ and normalised. The matrices are kept
-in float64 and used in the dtype of the image.
+than by convolution. The kernel is the sampled Gaussian, cut at 4σ and normalised. The matrices are
+kept in float64 and used in the dtype of the image.
 """
 
 from __future__ import annotations

@@ -69,9 +69,18 @@ def run(
     from flowdiff.core.errors import UserError
 
     chosen = {
-        "--prior": prior, "--posterior": posterior, "--op": op, "--method": method,
-        "--data": data, "--preset": preset, "--set": setting, "--config": config, "--out": out,
-        "--seed": seed, "--device": device, "--threads": threads,
+        "--prior": prior,
+        "--posterior": posterior,
+        "--op": op,
+        "--method": method,
+        "--data": data,
+        "--preset": preset,
+        "--set": setting,
+        "--config": config,
+        "--out": out,
+        "--seed": seed,
+        "--device": device,
+        "--threads": threads,
     }
     if resume is not None:
         extra = [name for name, value in chosen.items() if value not in (None, [])]

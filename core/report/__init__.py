@@ -1,7 +1,30 @@
-"""report.html: one self-contained page about a run."""
+"""report.html: one self-contained page about a run.
+
+It needs no network, no script and no file beside it, so that it can be sent to a colleague.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-def write_report(run, sections):
-    pass
+if TYPE_CHECKING:
+    from ..api import Run
+
+__all__ = ["write_report"]
+
+
+def write_report(run: Run, sections: Sequence[tuple[str, str]]) -> None:
+    """Writes report.html into the folder of a finished run.
+
+    Args:
+        run: the run.
+        sections: title and HTML of sections that plug-ins add; the HTML is inserted as it is.
+
+    Raises:
+        UserError: a file that the report needs is missing or damaged.
+    """
+    from ..files import write_text
+    from .page import render
+
+    write_text(run.folder.report_file, render(run, sections))

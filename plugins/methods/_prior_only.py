@@ -51,8 +51,12 @@ class PriorOnly(Method):
             Gaussian.from_images(ctx.space, self._images), ctx.streams.fresh("init.prior")
         )
         optim = OptimConfig(
-            lr=own.lr_prior, clip=own.clip_prior, warmup=own.warmup, final_lr=own.final_lr,
-            ema=own.ema, beta2=own.beta2,
+            lr=own.lr_prior,
+            clip=own.clip_prior,
+            warmup=own.warmup,
+            final_lr=own.final_lr,
+            ema=own.ema,
+            beta2=own.beta2,
         )
         self.trainables = {"prior": Trainable(ctx.prior, optim, ctx.total_steps)}
 

@@ -1,6 +1,6 @@
 r"""FlowDiff: a diffusion prior and an amortized flow posterior, learned jointly from measurements.
 
-With x = G_φ(z; y, ω), z ~ N(0, I), the objective per measurement is, in nats and with all constants,
+With x = G_φ(z; y, ω), z ~ N(0, I), the objective per measurement is, in nats with all constants,
 
 .. math::
 
@@ -57,9 +57,7 @@ class FlowDiff(Method):
         ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights")
         beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
         times: int = Field(1, ge=1, description="noise levels per image in the φ-step's bound")
-        prior_draws: int = Field(
-            2, ge=1, description="noise draws per flow sample in the θ-step"
-        )
+        prior_draws: int = Field(2, ge=1, description="noise draws per flow sample in the θ-step")
         prior_weight_steps: int = Field(
             0, ge=0, description="steps over which prior and entropy terms grow from 0 to 1"
         )
@@ -76,11 +74,13 @@ class FlowDiff(Method):
         )
         self.trainables = {
             "prior": Trainable(
-                ctx.prior, self._optim(self.config.lr_prior, self.config.clip_prior),
+                ctx.prior,
+                self._optim(self.config.lr_prior, self.config.clip_prior),
                 ctx.total_steps,
             ),
             "posterior": Trainable(
-                ctx.posterior, self._optim(self.config.lr_posterior, self.config.clip_posterior),
+                ctx.posterior,
+                self._optim(self.config.lr_posterior, self.config.clip_posterior),
                 ctx.total_steps,
             ),
         }
@@ -88,7 +88,11 @@ class FlowDiff(Method):
     def _optim(self, lr: float, clip: float) -> OptimConfig:
         own = self.config
         return OptimConfig(
-            lr=lr, clip=clip, warmup=own.warmup, final_lr=own.final_lr, ema=own.ema,
+            lr=lr,
+            clip=clip,
+            warmup=own.warmup,
+            final_lr=own.final_lr,
+            ema=own.ema,
             beta2=own.beta2,
         )
 

@@ -43,7 +43,9 @@ class UNet(Network):
             },
         }
 
-        channels: int = Field(32, ge=4, description="channels of the finest level; a multiple of 4")
+        channels: int = Field(
+            32, ge=4, description="channels of the finest level; a multiple of 4"
+        )
         multipliers: tuple[int, ...] = Field((1, 2), description="channel factor of each level")
         blocks: int = Field(1, ge=1, description="residual blocks per level")
         patch: int = Field(2, ge=1, description="side of the patches that the stem cuts")

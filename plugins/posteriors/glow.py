@@ -106,8 +106,8 @@ class GlowPosterior(AmortizedPosterior):
         block = 2 ** len(config.steps)
         if min(spatial) < block:
             return False, (
-                f"{len(config.steps)} levels need at least {block}×{block} pixels, and images have "
-                f"{spatial[0]}×{spatial[1]}; give fewer levels, such as "
+                f"{len(config.steps)} levels need at least {block}×{block} pixels, and images "
+                f"have {spatial[0]}×{spatial[1]}; give fewer levels, such as "
                 "--set posterior.steps=[4] --set posterior.hidden=[64]"
             )
         return True, ""
@@ -161,9 +161,7 @@ class GlowPosterior(AmortizedPosterior):
             conditions.append(windows)
         return conditions
 
-    def _transform(
-        self, observation: Observation, z: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _transform(self, observation: Observation, z: Tensor) -> tuple[Tensor, Tensor]:
         """z of shape (n, B, C, H, W) to x and log|dx/dz| of shape (n, B)."""
         n, batch = z.shape[:2]
         affine = self.wiener(observation)
@@ -386,7 +384,7 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConv1x1(nn.Module):
-    """A 1×1 convolution W = P L (U + diag(s)), whose log-determinant is a sum; starts orthogonal."""
+    """A 1×1 convolution W = P L (U + diag(s)), with a log-determinant that is a sum; at first orthogonal."""
 
     permutation: Tensor
     sign: Tensor

@@ -10,8 +10,8 @@ hold per eigendirection of N(μ, S), the Gaussian that was fitted to the measure
     c_{out} = σ \sqrt{\tfrac{S}{S + σ^2}}, \quad
     c_{in} = (S + σ^2)^{-1/2}
 
-so that an untrained prior (F = 0) is exactly that Gaussian, and ``precondition=scalar`` (S = σ_data²
-I) is the published EDM. The training loss has unit weight on F's target, the published weighting.
+so that an untrained prior (F = 0) is exactly that Gaussian, and ``precondition=scalar`` (S =
+σ_data² I) is the published EDM. The training loss has unit weight on F's target, the published weighting.
 
 The bound of `nll_bound` is taken as the Gaussian's own −log N(x; μ, S) plus the *difference* of
 the two denoising errors, with the same noise for both,
@@ -36,6 +36,7 @@ References:
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -127,7 +128,7 @@ class EDMPrior(DiffusionPrior):
         return ((2 * error + learned) * learned).sum(1) / sigma**2
 
     def nll_bound(self, x: Tensor, generator: torch.Generator, n_times: int = 1) -> Tensor:
-        """The bound in nats, with shape (B,); n_times + 1/8 evaluations of the network per image."""
+        """The bound in nats, with shape (B,); n_times + 1/8 network calls per image."""
         batch = len(x)
         sigma, weight = self.levels.draw(batch * n_times, generator, x.device)
         repeated = x.repeat(n_times, *[1] * (x.ndim - 1))
@@ -172,7 +173,7 @@ class EDMPrior(DiffusionPrior):
         spread = (self.gaussian.variances + self.sigma_max**2).sqrt()
         z = randn((n, self.space.dimension), generator, device)
         x = self.gaussian.mean + self.gaussian.synthesise(z * spread)
-        for here, there in zip(sigma[:-1], sigma[1:], strict=True):
+        for here, there in pairwise(sigma):
             slope = (x - self.denoise(x, here.expand(n))) / here
             guess = x + (there - here) * slope
             corrected = (guess - self.denoise(guess, there.expand(n))) / there

@@ -35,16 +35,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
         start = time.monotonic()
-        subprocess.run([*base, "--out", whole, *arguments(), *LONGER], check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*base, "--out", whole, *arguments(), *LONGER], check=True, stdout=subprocess.DEVNULL
+        )
         length = time.monotonic() - start
         print(f"uninterrupted: {length:.1f} s")
         for kill in range(options.kills):
             fresh = not (broken / "config.yaml").exists()
-            command = [*base, "--out", broken, *arguments(), *LONGER] if fresh else [
-                *base, "--resume", broken]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.DEVNULL)
+            command = (
+                [*base, "--out", broken, *arguments(), *LONGER]
+                if fresh
+                else [*base, "--resume", broken]
+            )
+            process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             # Most of a process' life is import; half of the kills come early, half anywhere.
             wait = chance.uniform(0, 1.2 * length if kill % 2 else 0.6 * length)
             try:

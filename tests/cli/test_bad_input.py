@@ -134,8 +134,9 @@ def test_folder_of_pictures(run_cli: Cli, tmp_path: Path, pictures: Path) -> Non
 def test_too_few_pictures(run_cli: Cli, tmp_path: Path, pictures: Path) -> None:
     for path in sorted(pictures.iterdir())[1:]:
         path.unlink()
-    result = run_cli("run", "--data", "folder", "--set", f"data.path={pictures}",
-                     "--out", str(tmp_path / "run"))
+    result = run_cli(
+        "run", "--data", "folder", "--set", f"data.path={pictures}", "--out", str(tmp_path / "run")
+    )
     _refused(result, "1 source image")
 
 
@@ -234,9 +235,21 @@ def test_full_disk(run_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_divergence_is_explained(run_cli: Cli, tmp_path: Path) -> None:
     result = run_cli(
-        "run", "--out", str(tmp_path / "run"), *arguments(),
-        "--set", "train.steps=200", "--set", "method.lr_posterior=1000",
-        "--set", "method.lr_prior=1000", "--set", "method.warmup=0",
-        "--set", "method.clip_posterior=1e9", "--set", "method.clip_prior=1e9",
+        "run",
+        "--out",
+        str(tmp_path / "run"),
+        *arguments(),
+        "--set",
+        "train.steps=200",
+        "--set",
+        "method.lr_posterior=1000",
+        "--set",
+        "method.lr_prior=1000",
+        "--set",
+        "method.warmup=0",
+        "--set",
+        "method.clip_posterior=1e9",
+        "--set",
+        "method.clip_prior=1e9",
     )
     _refused(result, "diverged at step", "last good checkpoint", "lr_posterior", code=1)

@@ -167,7 +167,9 @@ def test_ctrl_c_saves(whole: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flowdiff", "run", "--out", str(out), *arguments()]
     # Without checkpoints in between, what is saved must have been saved by the interruption.
     command += ["--set", "train.checkpoint_every=1000", "--set", "train.steps=4000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (out / "metrics.jsonl").exists():
         time.sleep(0.01)

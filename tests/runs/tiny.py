@@ -55,5 +55,7 @@ def fingerprint(run: Path) -> dict[str, str]:
         "step": str(checkpoint.step),
         "calls": str(checkpoint.calls),
         "metrics": hashlib.sha256((run / "metrics.jsonl").read_bytes()).hexdigest(),
-        "measurements": hashlib.sha256((run / "measurements.safetensors").read_bytes()).hexdigest(),
+        "measurements": hashlib.sha256(
+            (run / "measurements.safetensors").read_bytes()
+        ).hexdigest(),
     }

@@ -1,0 +1,53 @@
+"""What a run cost: time, memory, parameters and counted network calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .numbers import count, duration, memory
+
+__all__ = ["costs"]
+
+CALLS = {
+    "prior_network": "images through the prior’s network",
+    "posterior": "samples or densities of the posterior",
+}
+
+
+def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What and how much, in the order of reading."""
+    cost = summary["cost"]
+    steps = cost["training_steps"]
+    rows = [("preparation", duration(cost["preparation_seconds"]))]
+    if steps:
+        each = duration(cost["training_seconds"] / steps)
+        rows.append(("training", f"{duration(cost['training_seconds'])}, {steps:,} steps of {each}"))
+    rows.append(("evaluation", duration(cost["evaluation_seconds"])))
+    if cost["peak_memory_bytes"]:
+        rows.append(("peak memory of the process", memory(cost["peak_memory_bytes"])))
+    rows += [
+        (f"parameters of the {part}", f"{number:,}") for part, number in cost["parameters"].items()
+    ]
+    rows += [
+        ("counted in training", f"{number:,} {CALLS.get(name, name.replace('_', ' '))}")
+        for name, number in cost["training_network_calls"].items() if number
+    ]
+    if "prior_sample" in cost:
+        one = cost["prior_sample"]
+        rows.append(
+            ("one prior sample", f"{count(one['network_calls'])} network calls (NFE), "
+                                 f"{duration(one['seconds'])}")
+        )
+    if "posterior_sample" in cost:
+        one = cost["posterior_sample"]
+        rows.append(
+            ("one posterior sample", f"{count(one['posterior_passes'])} passes of the posterior, "
+                                     f"{count(one['network_calls'])} network calls of the prior, "
+                                     f"{duration(one['seconds'])}")
+        )
+    rows += [
+        (f"control {row['name']}", f"{duration(row['seconds'])} of training")
+        for row in summary["rows"] if row.get("control") and "seconds" in row
+    ]
+    return rows

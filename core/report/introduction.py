@@ -1,0 +1,89 @@
+"""Title and first paragraph: what was learned, from what, how long and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .numbers import duration, words
+
+__all__ = ["introduction", "operator_in_words", "title"]
+
+FOLDS = {
+    "sealed": "The clean reference images are the sealed fold’s, which no setting was chosen on.",
+    "development": (
+        "This is the development fold: its figures serve to choose settings, not to be published."
+    ),
+}
+
+
+def title(summary: Mapping[str, Any], control: bool) -> str:
+    """The page's title."""
+    through = " + ".join(part["name"] for part in summary["operator"])
+    if control or not summary["cost"]["training_steps"] or summary["clean_images_used"]:
+        return f"The control {summary['method']}: {summary['data']} through {through}"
+    what = ["prior"] * ("prior" in summary["cost"]["parameters"])
+    what += ["posterior"] * bool(summary.get("restoration"))
+    return f"A clean {words(what) or 'model'} of {summary['data']}, learned through {through}"
+
+
+def introduction(
+    summary: Mapping[str, Any], environment: Mapping[str, Any], method_summary: str
+) -> list[str]:
+    """Sentences of the first paragraph.
+
+    Args:
+        summary: of the run.
+        environment: of the run.
+        method_summary: what the method's package says of it, in one line.
+    """
+    cost, measured = summary["cost"], summary["measurements"]
+    shape = "×".join(map(str, summary["shape"]))
+    used = summary["clean_images_used"]
+    parts = [f"a {part} ({summary[part]})" for part in cost["parameters"] if summary.get(part)]
+    count = f"{measured['train']:,}"
+    source = f"the {used:,} clean images behind the measurements" if used else (
+        f"{count} corrupted measurements of {summary['data']} ({shape})"
+    )
+    if cost["training_steps"]:
+        learned = f"The method {summary['method']} learned {words(parts)} from {source}"
+    else:
+        learned = f"The method {summary['method']} fitted a Gaussian in closed form to {source}"
+    learned += "." if used else "; 0 clean images were used in training."
+    sentences = [
+        learned,
+        *([f"{method_summary}."] if method_summary else []),
+        f"The known measurement process: {operator_in_words(summary['operator'])}.",
+    ]
+    if summary.get("value_range"):
+        low, high = summary["value_range"]
+        sentences.append(f"All values are in the image units of [{low:g}, {high:g}].".replace("-", "−"))
+    if cost["training_steps"]:
+        sentences.append(
+            f"Training took {cost['training_steps']:,} steps and "
+            f"{duration(cost['training_seconds'])} on {machine(environment)}."
+        )
+    else:
+        sentences.append(f"It took {duration(cost['preparation_seconds'])} on {machine(environment)}.")
+    sentences.append(f"Seed {summary['seed']}.")
+    if summary.get("fold") in FOLDS:
+        sentences.append(FOLDS[summary["fold"]])
+    return sentences
+
+
+def operator_in_words(operator: Sequence[Mapping[str, Any]]) -> str:
+    """``gaussian_blur (sigma 0.8, boundary reflect), then gaussian_noise (sigma 0.2)``."""
+    parts = []
+    for part in operator:
+        settings = ", ".join(f"{k} {v}" for k, v in part.items() if k != "name")
+        parts.append(f"{part['name']} ({settings})" if settings else str(part["name"]))
+    return ", then ".join(parts)
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """``cpu (x86_64, 1 thread)``."""
+    threads = environment.get("threads", 1)
+    details = [str(environment[k]) for k in ("device_name", "processor") if environment.get(k)]
+    if environment.get("device") == "cpu":
+        details.append(f"{threads} thread" + ("s" if threads != 1 else ""))
+    return f"{environment.get('device', 'an unknown device')} ({', '.join(details)})"

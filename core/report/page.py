@@ -1,0 +1,169 @@
+"""Puts the page together from what a run folder holds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..errors import UserError
+from ..space import ImageSpace
+from .calibration import calibration_chart, reading
+from .comparison import comparisons
+from .cost import costs
+from .curves import panels, window_of
+from .distances import distances
+from .gallery import gallery
+from .interval import LEVEL
+from .introduction import introduction, title
+from .restoration import checks, estimates, gains
+from .settings import environment_rows, scopes
+from .verdict import verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..api import Run
+    from ..registry import Reference
+
+__all__ = ["render"]
+
+CONTROL_SETS = ("oracle", "naive")
+
+
+def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
+    """The page as HTML.
+
+    Args:
+        run: a finished run.
+        sections: title and HTML of sections that plug-ins add.
+
+    Raises:
+        UserError: the run has not finished, or a file of it is missing or damaged.
+    """
+    folder, summary = run.folder, run.summary
+    environment = _read_json(folder.environment_file)
+    figures = _read_figures(folder.figures_file, folder.path)
+    space = ImageSpace(
+        tuple(summary["shape"]),
+        tuple(summary["value_range"]) if summary["value_range"] else None,
+    )
+    tags, method_summary = _method(run)
+    records = folder.metrics()
+    calibration = summary.get("calibration")
+    content: dict[str, Any] = {
+        "title": title(summary, "control" in tags),
+        "folder": folder.path.resolve().name,
+        "introduction": introduction(summary, environment, method_summary),
+        "summary": summary,
+        "verdict": verdict(summary),
+        "comparisons": comparisons(summary) if summary["cost"]["training_steps"] else [],
+        "gallery": gallery(figures, _control_figures(run, summary), space),
+        "distances": distances(summary),
+        "estimates": estimates(summary),
+        "gains": gains(summary),
+        "checks": checks(summary),
+        "calibration": None if not calibration else {
+            "svg": calibration_chart(calibration, "posterior"), "reading": reading(calibration),
+            "what": calibration["what"],
+        },
+        "panels": panels(records),
+        "window": window_of(len(records)),
+        "costs": costs(summary),
+        "scopes": scopes(run.config, summary["cost"]["parameters"]),
+        "environment": environment_rows(environment),
+        "command": _command(summary),
+        "original": shlex.join(map(str, environment.get("command", []))),
+        "level": round(100 * LEVEL),
+        "bootstrap": run.config.eval.bootstrap,
+        "references": _references(run, summary),
+        "version": environment["versions"].get("flowdiff", "unknown"),
+        # A plug-in's HTML is inserted as it is: a plug-in is code that the user installed and
+        # that this process runs, so it is trusted like any other package.
+        "sections": [(heading, Markup(html)) for heading, html in sections],  # noqa: S704
+        "css": Markup(_source("page.css")),  # noqa: S704 (our own file)
+    }
+    jinja = Environment(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    return jinja.get_template("page.j2").render(content)
+
+
+def _source(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; the report needs it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def _read_figures(path: Path, folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    advice = (
+        f"delete {folder / 'summary.json'} and evaluate again with flowdiff run --resume {folder}"
+    )
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {advice}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged; {advice}") from error
+
+
+def _control_figures(run: Run, summary: dict[str, Any]) -> dict[str, Tensor]:
+    """Prior samples of each control in the table whose folder is still there."""
+    found = {}
+    for name in CONTROL_SETS:
+        folder = run.folder.controls / name
+        path = folder / run.folder.figures_file.name
+        if path.exists() and any(row["name"] == name for row in summary["rows"]):
+            samples = _read_figures(path, folder).get("prior")
+            if samples is not None:
+                found[name] = samples
+    return found
+
+
+def _method(run: Run) -> tuple[tuple[str, ...], str]:
+    """Tags and summary of the method; empty where its package is no longer installed."""
+    try:
+        record = run.registry.find("method", run.config.method["name"])
+    except UserError:
+        return (), ""
+    return record.tags, record.summary
+
+
+def _command(summary: dict[str, Any]) -> str:
+    controls = any(row.get("control") for row in summary["rows"])
+    return "flowdiff run --config config.yaml --out NEW_FOLDER" + " --controls" * controls
+
+
+def _references(run: Run, summary: dict[str, Any]) -> list[tuple[str, Reference]]:
+    """Part and reference of what the run used, each reference once."""
+    parts = [("method", summary["method"])]
+    for kind in summary["cost"]["parameters"]:
+        parts.append((kind, summary[kind]))
+    parts.append(("dataset", summary["data"]))
+    found: dict[str, tuple[str, Reference]] = {}
+    for kind, name in parts:
+        try:
+            reference = run.registry.find(kind, name).reference
+        except UserError:
+            continue
+        if reference is not None:
+            found.setdefault(reference.url, (f"{kind} {name}", reference))
+    return list(found.values())
