@@ -47,7 +47,7 @@ class Gaussian(nn.Module):
         self.register_buffer("basis", torch.eye(space.dimension) if self.dense else None)
         if not self.dense:
             for axis, size in enumerate(space.shape):
-                self.register_buffer(f"dct_{axis}", dct_matrix(size).float(), persistent=False)
+                self.register_buffer(f"dct_{axis}", dct_matrix(size), persistent=False)
 
     @torch.no_grad()
     def assign(self, mean: Tensor, variances: Tensor, basis: Tensor | None = None) -> Gaussian:

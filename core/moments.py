@@ -186,15 +186,19 @@ def _em(seen: _Statistics, problem: _Problem, prior: Tensor, nu: float) -> tuple
     dimension = matrix.shape[1]
     iterations = int(min(max(3e9 / dimension**3, 30), 300))
     ones = matrix.sum(1)
-    level = torch.full_like(prior[0], float(ones @ seen.mean / (ones @ ones)))
+    # Where a constant image is not seen (differences), its level is that of the units.
+    blind = ones @ ones <= 1e-10 * matrix.square().sum()
+    middle = sum(problem.space.value_range or (0.0, 0.0)) / 2
+    level = middle if blind else float(ones @ seen.mean / (ones @ ones))
+    start = torch.full_like(prior[0], level)
     covariance = prior
-    mean = level
+    mean = start
     for _ in range(iterations):
         marginal = problem.marginal(covariance)
         cross = covariance @ matrix.mT
-        # The mean image has the prior N(level, S): one pseudo-observation.
+        # The mean image has the prior N(start, S): one pseudo-observation.
         system = matrix @ cross + marginal / count
-        mean = level + cross @ torch.linalg.solve(system, seen.mean - matrix @ level)
+        mean = start + cross @ torch.linalg.solve(system, seen.mean - matrix @ start)
         gain = torch.linalg.solve(marginal, cross.mT).mT
         shift = seen.mean - matrix @ mean
         second = gain @ (seen.covariance + torch.outer(shift, shift)) @ gain.mT

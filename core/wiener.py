@@ -83,9 +83,7 @@ class Wiener(nn.Module):
         self.shared = not operator.draw_params((1, *space.shape), torch.Generator())
         self.matrices = gaussian.dense and self.shared
         if self.matrices:
-            outputs = torch.Size(operator.codomain.shape).numel()
-            outputs *= 2 if operator.codomain.is_complex else 1
-            self.register_buffer("gain", torch.zeros(space.dimension, outputs))
+            self.register_buffer("gain", torch.zeros(space.dimension, _outputs(operator)))
             self.register_buffer("shift", torch.zeros(space.shape))
             self.register_buffer("factor", torch.eye(space.dimension))
         elif not gaussian.dense:
@@ -113,11 +111,12 @@ class Wiener(nn.Module):
             )
             self.shift.copy_(self._mean(zero.to(mean.device), {}, gain)[0])
         elif not self.gaussian.dense:
-            noise = self._noise_variance(params)
-            power = spectral_power(self.gaussian, self.operator, params)
             s = self.gaussian.variances
-            self.get_buffer("power").copy_(power / noise)
-            self.factor.copy_((s / (1 + s * power / noise)).sqrt())
+            if self.operator.linear:
+                power = spectral_power(self.gaussian, self.operator, params)
+                self.get_buffer("power").copy_(power)
+                s = s / (1 + s * power / self._noise_variance(params).mean())
+            self.factor.copy_(s.sqrt())
 
     def forward(self, observation: Observation) -> AffineMap:
         """The posterior map of a batch of observations."""
@@ -136,15 +135,16 @@ class Wiener(nn.Module):
         if self.operator.linear:
             residual = y - self.operator(mean, observation.params)
             back = self.operator.adjoint(residual, observation.params)
-            gain = self.factor.square() / self._noise_variance(observation.params)
+            s, noise = self.gaussian.variances, self._noise_variance(observation.params)
+            gain = s / (s * self.get_buffer("power") + noise[:, None])
             mean = mean + self.gaussian.synthesise(gain * self.gaussian.analyse(back))
         return AffineMap(mean, self.factor, self.factor.log().sum(), self.gaussian)
 
     def _noise_variance(self, params: Params) -> Tensor:
-        """Mean variance of the noise at the mean image, a scalar."""
+        """Mean variance of the noise at the mean image, for each sample or for all, (B,) or (1,)."""
         batch = next((len(v) for v in params.values()), 1)
         mean = self.gaussian.mean.expand(batch, *self.gaussian.space.shape)
-        return self.operator.noise_variance(mean, params).mean()
+        return self.operator.noise_variance(mean, params).flatten(1).mean(1)
 
     def _mean(self, y: Tensor, params: Params, gain: Tensor) -> Tensor:
         start = self.gaussian.mean.expand(y.shape[0], *self.gaussian.space.shape)
@@ -153,7 +153,7 @@ class Wiener(nn.Module):
         residual = flatten_real(y - self.operator(start, params)).to(gain.dtype)
         observed = self.operator.observed(params)
         if observed is not None:
-            residual = residual * _mask(observed, y)
+            residual = residual * _each_entry(observed, len(y), self.operator).to(residual.dtype)
         return start + (gain @ residual[..., None])[..., 0].reshape(start.shape).to(start.dtype)
 
     def _solve(self, batch: int, params: Params) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,19 +164,19 @@ class Wiener(nn.Module):
         assert u is not None
         basis = u.double()
         if not self.operator.linear:
-            outputs = torch.Size(self.operator.codomain.shape).numel()
+            outputs = _outputs(self.operator)
             root = (basis * s.sqrt()) @ basis.T
             return (
                 mean,
                 root.expand(batch, -1, -1).to(u.dtype),
                 u.new_zeros(batch, len(s), outputs),
             )
-        weight = (1 / self.operator.noise_variance(mean, params)).double()
         matrix = dense_matrix(self.operator, batch, params, u.device)
-        weight = _expand_weight(weight, matrix, self.operator)
+        precision = 1 / self.operator.noise_variance(mean, params).double()
+        weight = _each_entry(precision, batch, self.operator)
         observed = self.operator.observed(params)
         if observed is not None:
-            weight = weight * _mask(observed, matrix[:, :, 0].reshape(batch, -1))
+            weight = weight * _each_entry(observed, batch, self.operator)
         weighted = matrix * weight[..., None]
         # In the basis of S, whitened: P = U s½ (I + s½ UᵀAᵀA U s½/σ²)⁻¹ s½ Uᵀ is well conditioned.
         root = s.sqrt()
@@ -252,16 +252,16 @@ def flatten_real(y: Tensor) -> Tensor:
     return y.flatten(1)
 
 
-def _mask(observed: Tensor, like: Tensor) -> Tensor:
-    flat = observed.expand(-1, *like.shape[1:]) if observed.ndim == like.ndim else observed
-    flat = flat.flatten(1)
-    doubled = torch.cat([flat, flat], dim=1) if like.is_complex() else flat
-    return doubled.to(torch.float64 if like.dtype == torch.float64 else torch.float32)
-
-
-def _expand_weight(weight: Tensor, matrix: Tensor, operator: ForwardOperator) -> Tensor:
+def _outputs(operator: ForwardOperator) -> int:
+    """Number of real components of one measurement."""
     codomain = operator.codomain
-    full = weight.expand(matrix.shape[0], *codomain.shape).flatten(1)
+    return torch.Size(codomain.shape).numel() * (2 if codomain.is_complex else 1)
+
+
+def _each_entry(value: Tensor, batch: int, operator: ForwardOperator) -> Tensor:
+    """What is broadcastable to (B, *codomain), for each real component of y: (B, m)."""
+    codomain = operator.codomain
+    full = torch.broadcast_to(value, (batch, *codomain.shape)).flatten(1)
     return torch.cat([full, full], dim=1) if codomain.is_complex else full
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..api import Run
+    from flowdiff.core.api import Run
 
 __all__ = ["write_report"]
 
@@ -24,7 +24,8 @@ def write_report(run: Run, sections: Sequence[tuple[str, str]]) -> None:
     Raises:
         UserError: a file that the report needs is missing or damaged.
     """
-    from ..files import write_text
+    from flowdiff.core.files import write_text
+
     from .page import render
 
     write_text(run.folder.report_file, render(run, sections))

@@ -7,58 +7,59 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .charts import BLUE, GREY, ORANGE, Line, line_chart
+from .charts import GREY, ORANGE, Line, line_chart
 
 __all__ = ["calibration_chart", "reading"]
 
+CLOSE = 0.03
+"""Departures up to here are called calibrated."""
 
-def calibration_chart(calibration: Mapping[str, Any], learned: str) -> Markup:
+
+def calibration_chart(calibration: Mapping[str, Any], trained: bool) -> Markup:
     """Nominal against empirical coverage, with the diagonal of perfect calibration.
 
     Args:
         calibration: of summary.json.
-        learned: what the learned posterior is called.
+        trained: whether the posterior was learned, or is the untrained one itself.
     """
     nominal = calibration["nominal"]
+    lines = [
+        Line([0, 1], [0, 1], "perfect", GREY, "2 3", 1.2),
+        Line(nominal, calibration["gaussian_fit"], "Wiener (untrained)", ORANGE, "6 3"),
+    ]
+    if trained:
+        lines.append(Line(nominal, calibration["posterior"], "posterior (learned)", marks=True))
     return line_chart(
-        [
-            Line([0, 1], [0, 1], "perfect", GREY, "2 3", 1.2),
-            Line(nominal, calibration["gaussian_fit"], "Wiener (untrained)", ORANGE, "6 3"),
-            Line(nominal, calibration["posterior"], learned, BLUE, marks=True),
-        ],
+        lines,
         x_label="nominal coverage of the interval",
         y_label="share of pixels inside",
-        description=f"Calibration plot. {reading(calibration)}",
+        description=f"Calibration plot. {reading(calibration, trained)}",
         x_range=(0, 1),
         y_range=(0, 1),
         size=(380, 340),
     )
 
 
-def reading(calibration: Mapping[str, Any]) -> str:
-    """What the learned curve says, at its largest departure from the diagonal."""
+def reading(calibration: Mapping[str, Any], trained: bool) -> str:
+    """What the curve says, at its largest departure from the diagonal.
+
+    Args:
+        calibration: of summary.json.
+        trained: as in `calibration_chart`.
+    """
     nominal = calibration["nominal"]
-    ours, theirs = (
-        _departure(nominal, calibration[name]) for name in ("posterior", "gaussian_fit")
-    )
-    place, gap = ours
-    pixels = f"{100 * (nominal[place] + gap):.0f} %"
-    if abs(gap) <= 0.03:
-        text = (
-            f"The learned posterior is calibrated to within {100 * abs(gap):.1f} percentage points "
-            "at every level"
-        )
-    elif gap > 0:
-        text = (
-            f"Above the diagonal: the learned posterior is too cautious, its "
-            f"{100 * nominal[place]:.0f} % intervals hold {pixels} of the true pixels"
-        )
+    place, gap = _departure(nominal, calibration["posterior"])
+    name = "The learned posterior" if trained else "The untrained posterior"
+    level, inside = 100 * nominal[place], 100 * (nominal[place] + gap)
+    if abs(gap) <= CLOSE:
+        text = f"{name} is calibrated to within {100 * abs(gap):.1f} percentage points"
     else:
-        text = (
-            f"Below the diagonal: the learned posterior is overconfident, its "
-            f"{100 * nominal[place]:.0f} % intervals hold only {pixels} of the true pixels"
-        )
-    return f"{text}; the Wiener posterior departs by at most {100 * abs(theirs[1]):.1f} points."
+        fault = "too cautious" if gap > 0 else "overconfident"
+        text = f"{name} is {fault}: its {level:.0f} % intervals hold {inside:.0f} % of pixels"
+    if not trained:
+        return f"{text}."
+    other = 100 * abs(_departure(nominal, calibration["gaussian_fit"])[1])
+    return f"{text}. The untrained Wiener posterior departs by at most {other:.1f} points."
 
 
 def _departure(nominal: Sequence[float], found: Sequence[float]) -> tuple[int, float]:

@@ -77,16 +77,14 @@ def line_chart(
         place = bottom - (v - y_low) / (y_high - y_low) * (bottom - TOP)
         return min(max(place, TOP - 2), bottom + 2)
 
-    parts = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}" '
-        f'class="chart">'
-    ]
-    for v in ticks(y_low, y_high):
+    opening = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
+    parts = [f'{opening} aria-label="{escape(description)}">']
+    for v in ticks(y_low, y_high, max(3, height // 60)):
         parts.append(
             f'<path class="grid" d="M{LEFT} {down(v):.1f}H{right}"/>'
             f'<text x="{LEFT - 6}" y="{down(v) + 3.5:.1f}" text-anchor="end">{_tick(v)}</text>'
         )
-    for v in ticks(x_low, x_high):
+    for v in ticks(x_low, x_high, max(3, width // 75)):
         parts.append(
             f'<path class="tick" d="M{across(v):.1f} {bottom}v4"/>'
             f'<text x="{across(v):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(v)}</text>'
@@ -105,23 +103,30 @@ def line_chart(
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centred moving mean; near the ends the window shrinks, so that nothing is invented."""
+    """Centred moving mean of an odd number of values; the window is cut off at both ends."""
     half = window // 2
     result = []
     for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
-        near = values[i - reach : i + reach + 1]
+        near = values[max(0, i - half) : i + half + 1]
         result.append(sum(near) / len(near))
     return result
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers inside a range: steps of 1, 2 or 5 times a power of ten."""
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
+def ticks(low: float, high: float, least: int = 3) -> list[float]:
+    """Round numbers inside a range, in steps of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: lower end.
+        high: upper end, above it.
+        least: the coarsest steps that give so many are taken.
+    """
+    power = 10.0 ** math.ceil(math.log10(high - low))
+    while True:
+        for step in (power, power / 2, power / 5):
+            first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+            if last - first + 1 >= least:
+                return [i * step for i in range(first, last + 1)]
+        power /= 10
 
 
 def _curve(line: Line, across: _Scale, down: _Scale) -> str:

@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 from .interval import Interval
 
-__all__ = ["PAIRS", "Comparison", "Outcome", "compare", "comparisons", "row_named"]
+__all__ = [
+    "PAIRS",
+    "Comparison",
+    "Outcome",
+    "compare",
+    "comparisons",
+    "row_named",
+    "unlike_splits",
+]
 
 Outcome = Literal["better", "indistinguishable", "worse", "overshoots"]
 
@@ -86,6 +94,27 @@ def comparisons(summary: Mapping[str, Any]) -> list[Comparison]:
         titles = {name: summary["metrics"][name]["title"] for name in outcomes}
         found.append(Comparison(learned_name, untrained_name, titles, outcomes))
     return found
+
+
+def unlike_splits(summary: Mapping[str, Any]) -> bool:
+    """Whether distances say more about how the clean images were split than about the model.
+
+    So it is where, on at least half of the metrics and beyond the intervals, samples of the
+    untrained Gaussian are closer to the reference images than a second clean split is.
+    """
+    clean, untrained = row_named(summary, "second_split"), row_named(summary, "gaussian_fit_prior")
+    if clean is None or untrained is None:
+        return False
+    outcomes = [
+        compare(
+            Interval.read(untrained["figures"][name]),
+            Interval.read(clean["figures"][name]),
+            definition["better"],
+        )
+        for name, definition in summary["metrics"].items()
+        if name in clean["figures"] and name in untrained["figures"]
+    ]
+    return bool(outcomes) and 2 * outcomes.count("better") >= len(outcomes)
 
 
 def row_named(summary: Mapping[str, Any], name: str) -> dict[str, Any] | None:

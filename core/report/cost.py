@@ -21,8 +21,8 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = cost["training_steps"]
     rows = [("preparation", duration(cost["preparation_seconds"]))]
     if steps:
-        each = duration(cost["training_seconds"] / steps)
-        rows.append(("training", f"{duration(cost['training_seconds'])}, {steps:,} steps of {each}"))
+        whole, each = (duration(cost["training_seconds"] / n) for n in (1, steps))
+        rows.append(("training", f"{whole}, {steps:,} steps of {each}"))
     rows.append(("evaluation", duration(cost["evaluation_seconds"])))
     if cost["peak_memory_bytes"]:
         rows.append(("peak memory of the process", memory(cost["peak_memory_bytes"])))
@@ -35,17 +35,15 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if "prior_sample" in cost:
         one = cost["prior_sample"]
-        rows.append(
-            ("one prior sample", f"{count(one['network_calls'])} network calls (NFE), "
-                                 f"{duration(one['seconds'])}")
-        )
+        calls = f"{count(one['network_calls'])} network calls (NFE)"
+        rows.append(("one prior sample", f"{calls}, {duration(one['seconds'])}"))
     if "posterior_sample" in cost:
         one = cost["posterior_sample"]
-        rows.append(
-            ("one posterior sample", f"{count(one['posterior_passes'])} passes of the posterior, "
-                                     f"{count(one['network_calls'])} network calls of the prior, "
-                                     f"{duration(one['seconds'])}")
-        )
+        passes = f"{count(one['posterior_passes'])} "
+        passes += "pass" if one["posterior_passes"] == 1 else "passes"
+        passes += " of the posterior"
+        calls = f"{count(one['network_calls'])} network calls of the prior"
+        rows.append(("one posterior sample", f"{passes}, {calls}, {duration(one['seconds'])}"))
     rows += [
         (f"control {row['name']}", f"{duration(row['seconds'])} of training")
         for row in summary["rows"] if row.get("control") and "seconds" in row

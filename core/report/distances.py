@@ -19,6 +19,7 @@ GROUPS = (
     ("Ends of the scale", ("measurements", "second_split")),
 )
 LEARNED = ("prior", "posterior")
+UNTRAINED_LABELS = {"prior": "this run’s prior", "posterior": "this run’s posterior"}
 LABELS = {
     "prior": ("learned prior", ""),
     "posterior": ("learned posterior", ""),
@@ -62,7 +63,7 @@ class Row:
     note: str
     control: bool
     cells: list[Cell | None]
-    sizes: str
+    sizes: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,28 +82,41 @@ class Distances:
     groups: list[Group]
     price: list[Cell | None]
 
+    @property
+    def sizes(self) -> str:
+        """The sample sizes, where they are the same in every row; else empty."""
+        found = {row.sizes for group in self.groups for row in group.rows}
+        return found.pop() if len(found) == 1 else ""
+
 
 def distances(summary: Mapping[str, Any]) -> Distances:
     """The table, from summary.json."""
     metrics = summary["metrics"]
     columns = [
-        Column(name, m["title"], ARROWS[m["better"]], m["better"], m["formula"], f"{m['ideal']:.3g}")
+        Column(
+            name, m["title"], ARROWS[m["better"]], m["better"], m["formula"], f"{m['ideal']:.3g}"
+        )
         for name, m in metrics.items()
     ]
-    pairs = comparisons(summary) if summary["cost"]["training_steps"] else []
+    trained = summary["cost"]["training_steps"] > 0
+    pairs = comparisons(summary) if trained else []
     rows = {row["name"]: row for row in summary["rows"]}
     grouped = [(title, [n for n in names if n in rows]) for title, names in GROUPS]
     known = {name for _, names in GROUPS for name in names}
     grouped.append(("Other rows", [name for name in rows if name not in known]))
     groups = [
-        Group(title, [_row(rows[name], list(metrics), pairs) for name in names])
+        Group(title, [_row(rows[name], list(metrics), pairs, trained) for name in names])
         for title, names in grouped if names
     ]
     return Distances(columns, groups, _price(summary))
 
 
-def _row(row: Mapping[str, Any], metrics: list[str], pairs: list[Comparison]) -> Row:
+def _row(
+    row: Mapping[str, Any], metrics: list[str], pairs: list[Comparison], trained: bool
+) -> Row:
     label, note = LABELS.get(row["name"], (row["title"], ""))
+    if not trained:
+        label = UNTRAINED_LABELS.get(row["name"], label)
     if row.get("clean_images_used"):
         note += f", {row['clean_images_used']:,} clean images"
     cells = [
@@ -112,9 +126,8 @@ def _row(row: Mapping[str, Any], metrics: list[str], pairs: list[Comparison]) ->
     ]
     sizes = sorted({(f["n_samples"], f["n_reference"]) for f in row["figures"].values()})
     control = bool(row.get("control")) or row["name"] not in LEARNED
-    return Row(
-        label, note, control, cells, ", ".join(f"{a:,} / {b:,}" for a, b in sizes)
-    )
+    size = ", ".join(f"{a:,} images with {b:,} clean ones" for a, b in sizes)
+    return Row(label, note, control, cells, size)
 
 
 def _cell(row: str, metric: str, value: Interval, pairs: list[Comparison]) -> Cell:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ..pictures import colour_map, contact_sheet, encode_png
-from ..space import ImageSpace
+from flowdiff.core.pictures import colour_map, contact_sheet, encode_png
+from flowdiff.core.space import ImageSpace
+
 from .numbers import figure
 
 __all__ = ["Gallery", "Picture", "gallery"]
@@ -146,13 +147,18 @@ def _strip(
         unit = x / max(peak, 1e-12) if x.ndim == 3 else colour_map(_slice(flat), 0, peak)
     else:
         unit = space.to_unit(x)
-        if name == "measurement" and float(((unit - 0.5).abs() > 0.5 + OFF_SCALE).float().mean()) > 0.1:
+        if name == "measurement" and _off_scale(unit):
             low, high = torch.quantile(unit.flatten()[:1_000_000], torch.tensor([0.01, 0.99]))
             unit, note = (unit - low) / (high - low).clamp_min(1e-12), "scaled to its own range"
     scale = max(1, STRIP_CELL // max(x.shape[-2:]))
     sheet = contact_sheet(unit, columns=len(unit), scale=scale)
     alt = f"{len(x)} images in a row: {label}" + (f", {note}" if note else "")
     return _picture(label, note, sheet, alt)
+
+
+def _off_scale(unit: Tensor) -> bool:
+    """Whether more than a tenth of the entries are far outside [0, 1]: other units than images."""
+    return float(((unit - 0.5).abs() > 0.5 + OFF_SCALE).float().mean()) > 0.1
 
 
 def _slice(x: Tensor) -> Tensor:

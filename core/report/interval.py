@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..metric import MetricConfig
+from flowdiff.core.metric import MetricConfig
 
 __all__ = ["LEVEL", "Interval"]
 

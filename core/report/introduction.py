@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .numbers import duration, words
+from .numbers import HARD_SPACE, duration, words
 
 __all__ = ["introduction", "operator_in_words", "title"]
 
@@ -28,14 +28,13 @@ def title(summary: Mapping[str, Any], control: bool) -> str:
 
 
 def introduction(
-    summary: Mapping[str, Any], environment: Mapping[str, Any], method_summary: str
+    summary: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> list[str]:
     """Sentences of the first paragraph.
 
     Args:
         summary: of the run.
         environment: of the run.
-        method_summary: what the method's package says of it, in one line.
     """
     cost, measured = summary["cost"], summary["measurements"]
     shape = "×".join(map(str, summary["shape"]))
@@ -52,19 +51,20 @@ def introduction(
     learned += "." if used else "; 0 clean images were used in training."
     sentences = [
         learned,
-        *([f"{method_summary}."] if method_summary else []),
         f"The known measurement process: {operator_in_words(summary['operator'])}.",
     ]
     if summary.get("value_range"):
         low, high = summary["value_range"]
-        sentences.append(f"All values are in the image units of [{low:g}, {high:g}].".replace("-", "−"))
+        limits = f"[{low:g},{HARD_SPACE}{high:g}]".replace("-", "−")
+        sentences.append(f"Settings and figures are in image units, {limits}.")
     if cost["training_steps"]:
         sentences.append(
             f"Training took {cost['training_steps']:,} steps and "
             f"{duration(cost['training_seconds'])} on {machine(environment)}."
         )
     else:
-        sentences.append(f"It took {duration(cost['preparation_seconds'])} on {machine(environment)}.")
+        taken = duration(cost["preparation_seconds"])
+        sentences.append(f"It took {taken} on {machine(environment)}.")
     sentences.append(f"Seed {summary['seed']}.")
     if summary.get("fold") in FOLDS:
         sentences.append(FOLDS[summary["fold"]])

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from .interval import Interval
 
-__all__ = ["count", "duration", "figure", "memory", "span", "words"]
+__all__ = ["HARD_SPACE", "count", "duration", "figure", "memory", "span", "words"]
 
 MINUS = "−"
+HARD_SPACE = "\u00a0"
 
 
 def figure(value: float, digits: int = 3) -> str:
@@ -20,8 +21,8 @@ def figure(value: float, digits: int = 3) -> str:
 
 
 def span(interval: Interval, digits: int = 3) -> str:
-    """``[low, high]``."""
-    return f"[{figure(interval.low, digits)}, {figure(interval.high, digits)}]"
+    """``[low, high]``, kept on one line."""
+    return f"[{figure(interval.low, digits)},{HARD_SPACE}{figure(interval.high, digits)}]"
 
 
 def count(value: float) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import UserError
-from ..space import ImageSpace
+from flowdiff.core.errors import UserError
+from flowdiff.core.space import ImageSpace
+
 from .calibration import calibration_chart, reading
-from .comparison import comparisons
 from .cost import costs
 from .curves import panels, window_of
 from .distances import distances
@@ -29,8 +29,8 @@ from .verdict import verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..api import Run
-    from ..registry import Reference
+    from flowdiff.core.api import Run
+    from flowdiff.core.registry import Reference
 
 __all__ = ["render"]
 
@@ -57,20 +57,22 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
     tags, method_summary = _method(run)
     records = folder.metrics()
     calibration = summary.get("calibration")
+    trained = summary["cost"]["training_steps"] > 0
     content: dict[str, Any] = {
         "title": title(summary, "control" in tags),
         "folder": folder.path.resolve().name,
-        "introduction": introduction(summary, environment, method_summary),
+        "introduction": introduction(summary, environment),
+        "method": f"Method {summary['method']}: {method_summary}" if method_summary else "",
         "summary": summary,
         "verdict": verdict(summary),
-        "comparisons": comparisons(summary) if summary["cost"]["training_steps"] else [],
         "gallery": gallery(figures, _control_figures(run, summary), space),
         "distances": distances(summary),
         "estimates": estimates(summary),
         "gains": gains(summary),
         "checks": checks(summary),
         "calibration": None if not calibration else {
-            "svg": calibration_chart(calibration, "posterior"), "reading": reading(calibration),
+            "svg": calibration_chart(calibration, trained),
+            "reading": reading(calibration, trained),
             "what": calibration["what"],
         },
         "panels": panels(records),
@@ -80,6 +82,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "environment": environment_rows(environment),
         "command": _command(summary),
         "original": shlex.join(map(str, environment.get("command", []))),
+        "trained": trained,
         "level": round(100 * LEVEL),
         "bootstrap": run.config.eval.bootstrap,
         "references": _references(run, summary),

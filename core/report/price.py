@@ -50,7 +50,8 @@ def prices(summary: Mapping[str, Any]) -> list[Price]:
         ours = Interval.read(learned["figures"][name])
         theirs = Interval.read(oracle["figures"][name])
         if definition["better"] == "lower" and min(ours.low, theirs.low) > floor:
-            found.append(Price(name, "ratio", _ratio(ours.shifted(-ideal), theirs.shifted(-ideal))))
+            ratio = _ratio(ours.shifted(-ideal), theirs.shifted(-ideal))
+            found.append(Price(name, "ratio", ratio))
         else:
             found.append(Price(name, "difference", _difference(ours, theirs)))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import RunConfig
+from flowdiff.core.config import RunConfig
 
 __all__ = ["environment_rows", "scopes"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .comparison import Comparison, Outcome, comparisons
+from .comparison import Comparison, Outcome, comparisons, unlike_splits
 from .interval import Interval
 from .numbers import figure, span, words
 from .price import prices
@@ -28,10 +28,12 @@ class Verdict:
     Attributes:
         headline: one line.
         sentences: two to five.
+        caution: why the distances must not be relied on; empty where they may.
     """
 
     headline: str
     sentences: tuple[str, ...]
+    caution: str = ""
 
 
 def verdict(summary: Mapping[str, Any]) -> Verdict:
@@ -46,7 +48,9 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         _measurement_space(summary),
         _price(summary),
     ]
-    return Verdict(_headline(summary, pairs, gain), tuple(s for s in sentences if s))
+    return Verdict(
+        _headline(summary, pairs, gain), tuple(s for s in sentences if s), _caution(summary)
+    )
 
 
 def gain_outcome(gain: Interval) -> Outcome:
@@ -63,13 +67,26 @@ def _gain(summary: Mapping[str, Any]) -> Interval | None:
 
 
 def _untrained(summary: Mapping[str, Any]) -> Verdict:
-    sentences = [
-        "This run is the untrained row itself: a mean and a covariance fitted to the measurements "
-        "through the known operator, and the exact posterior of that Gaussian.",
-        "Whatever is called learned has to beat these figures beyond their intervals.",
-        _measurement_space(summary),
-    ]
-    return Verdict("Nothing was trained here", tuple(s for s in sentences if s))
+    what = (
+        "This run is the untrained row itself: a Gaussian fitted to the measurements through the "
+        "known operator, and its exact posterior."
+    )
+    bar = "Whatever is called learned has to beat these figures beyond their intervals."
+    sentences = [what, bar, _measurement_space(summary)]
+    return Verdict(
+        "Nothing was trained here", tuple(s for s in sentences if s), _caution(summary)
+    )
+
+
+def _caution(summary: Mapping[str, Any]) -> str:
+    if not unlike_splits(summary):
+        return ""
+    return (
+        "Do not rely on the distances: a second split of clean images is farther from the clean "
+        "reference images than samples of the untrained Gaussian are. The splits show different "
+        "things, as they do where few pictures are cut into many patches; use data with more "
+        "sources."
+    )
 
 
 def _headline(
@@ -99,12 +116,13 @@ def _standing(pair: Comparison) -> str:
     if better == total:
         return f"the prior beats the untrained Gaussian on all {total} distances"
     if better and worse:
-        return f"the prior is better than the untrained Gaussian on {better}, worse on {worse} {of}"
+        gauss = "the untrained Gaussian"
+        return f"the prior is better than {gauss} on {better} and worse on {worse} {of}"
     if better:
         return f"the prior beats the untrained Gaussian on {better} {of}, and is worse on none"
     if worse:
         return f"the prior beats the untrained Gaussian on none {of}, and is worse on {worse}"
-    return "the prior cannot be told from the untrained Gaussian on any distance"
+    return "the prior cannot be told apart from the untrained Gaussian on any distance"
 
 
 def _wins(pairs: list[Comparison]) -> str:
@@ -127,12 +145,15 @@ def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
             pair.titled("indistinguishable"), pair.titled("worse"), pair.titled("overshoots")
         )
         pieces = []
+        titles = list(pair.titles.values())
         if same:
-            pieces.append(f"indistinguishable on {words(same)}")
+            pieces.append(f"indistinguishable on {_listed(same, titles)}")
         if worse:
-            pieces.append(f"worse on {words(worse)}")
+            pieces.append(f"worse on {_listed(worse, titles)}")
         if over:
-            pieces.append(f"beyond what clean images reach on {words(over)}, as huddled samples are")
+            pieces.append(
+                f"beyond what clean images reach on {words(over)}, as huddled samples are"
+            )
         if pieces:
             verb = "is" if pair.learned == "prior" else "are"
             parts.append(f"{SUBJECTS[pair.learned]} {verb} {words(pieces)}")
@@ -148,22 +169,30 @@ def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
     return text
 
 
+def _listed(chosen: list[str], titles: list[str]) -> str:
+    """Names of metrics, in few words where they are nearly all."""
+    rest = [title for title in titles if title not in chosen]
+    if not rest:
+        return f"all {len(titles)} metrics"
+    return f"all but {rest[0]}" if len(rest) == 1 and len(chosen) > 2 else words(chosen)
+
+
 def _restoration(summary: Mapping[str, Any]) -> str:
     restoration, gain = summary.get("restoration"), _gain(summary)
     if not restoration or gain is None:
         return ""
     rows = {row["name"]: row for row in restoration["rows"]}
     ours, theirs = (rows[n]["psnr"]["value"] for n in ("posterior_mean", "wiener_mean"))
-    side = {"better": "above", "worse": "below"}.get(gain_outcome(gain))
-    if side is None:
-        relation = f"within the interval of the exact Wiener mean’s {figure(theirs, 2)} dB"
-    else:
-        relation = f"{side} the exact Wiener mean’s {figure(theirs, 2)} dB beyond the interval"
-    return (
+    text = (
         f"The mean of {restoration['n']} posterior samples reaches {figure(ours, 2)} dB PSNR on "
-        f"{restoration['images']:,} held-out images, {relation}: a gain of {figure(gain.value, 2)} "
-        f"dB {span(gain, 2)}."
+        f"{restoration['images']:,} held-out images; its gain over the exact Wiener mean "
+        f"({figure(theirs, 2)} dB) is {figure(gain.value, 2)} dB {span(gain, 2)}"
     )
+    gains = restoration["psnr_gain_of_posterior_mean_over"]
+    if "wiener_sample_mean" in gains:
+        equal = Interval.read(gains["wiener_sample_mean"])
+        text += f", over one of as many samples {figure(equal.value, 2)} {span(equal, 2)}"
+    return f"{text}."
 
 
 def _measurement_space(summary: Mapping[str, Any]) -> str:
@@ -177,8 +206,8 @@ def _measurement_space(summary: Mapping[str, Any]) -> str:
             "worse": "higher beyond the intervals, so it does not show that anything was gained",
         }.get(compare_bound(bound, exact), "with overlapping intervals")
         parts.append(
-            f"on held-out measurements the bound on −log p(y) is {figure(bound.value, 2)} nats, the "
-            f"untrained Gaussian’s exact value {figure(exact.value, 2)} ({relation})"
+            f"on held-out measurements the bound on −log p(y) is {figure(bound.value, 2)} nats, "
+            f"the untrained Gaussian’s exact value {figure(exact.value, 2)} ({relation})"
         )
     if "chi2" in space and "posterior" in space["chi2"]:
         chi = Interval.read(space["chi2"]["posterior"])
@@ -186,7 +215,7 @@ def _measurement_space(summary: Mapping[str, Any]) -> str:
             f"posterior samples reproduce the measurements with χ² {figure(chi.value, 2)} "
             f"{span(chi, 2)} where 1 is right"
         )
-    text = words(parts, "; ") if len(parts) < 2 else "; ".join(parts)
+    text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
@@ -209,14 +238,15 @@ def _price(summary: Mapping[str, Any]) -> str:
     oracle = next(row for row in summary["rows"] if row["name"] == "oracle")
     what = f"the oracle, the same prior trained on {oracle['clean_images_used']:,} clean images"
     if ratios:
-        return f"Price of corruption: compared with {what}, it is {words(ratios)} from clean images."
+        far = f"it is {words(ratios)} from clean images"
+        return f"Price of corruption: compared with {what}, {far}."
     worse = [
         titles[p.metric] for p in found
         if (p.interval.low > 0) == (summary["metrics"][p.metric]["better"] == "lower")
         and not p.interval.low <= 0 <= p.interval.high
     ]
     if not worse:
-        return f"Price of corruption: it cannot be told from {what}, on any metric."
+        return f"Price of corruption: it cannot be told apart from {what}, on any metric."
     return (
         f"Price of corruption: {what}, is closer to clean images beyond the intervals on "
         f"{len(worse)} of {len(found)} metrics ({words(worse)})."

@@ -130,6 +130,7 @@ class Folder(Dataset):
 def _list(folder: Path | None) -> list[Path]:
     if folder is None:
         raise UserError("which folder of images? give --set data.path=DIR")
+    folder = folder.expanduser()
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; give a folder of images with --set data.path=DIR")

@@ -66,7 +66,7 @@ class _TorchvisionDataset(Dataset):
 
     def __init__(self, config: _DownloadedConfig) -> None:
         super().__init__(config)
-        self.root, self.download = config.root, config.download
+        self.root, self.download = config.root.expanduser(), config.download
 
     @abstractmethod
     def _construct(self, datasets: Any) -> list[Any]:

@@ -175,7 +175,9 @@ class LevelNoise(NoiseModel):
         return params["sigma"].reshape(-1, *[1] * (like.ndim - 1))
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
-        return clean + self._sigma(params, clean) * randn(clean.shape, generator, dtype=clean.dtype)
+        return clean + self._sigma(params, clean) * randn(
+            clean.shape, generator, dtype=clean.dtype
+        )
 
     def log_prob(
         self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None

@@ -361,9 +361,7 @@ def test_malformed_chains_are_refused(op: str, message: str) -> None:
 
     registry = get_registry()
     with pytest.raises(UserError, match=message):
-        build_operator(
-            resolve(Request(op=op), registry).operator, ImageSpace((1, 8, 8)), registry
-        )
+        build_operator(resolve(Request(op=op), registry).operator, ImageSpace((1, 8, 8)), registry)
 
 
 def test_an_operator_without_noise_gets_the_default_one() -> None:

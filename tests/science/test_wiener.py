@@ -114,7 +114,9 @@ def test_one_matrix_for_all(shape: tuple[int, ...], boundary: str) -> None:
     space = ImageSpace(shape)
     gaussian = some_gaussian(space)
     operator = chain(space, blur(space, boundary=boundary), sigma=0.2)
-    check(gaussian, observe(gaussian, operator, 3), torch.full((3, space.dimension), 0.04).double())
+    check(
+        gaussian, observe(gaussian, operator, 3), torch.full((3, space.dimension), 0.04).double()
+    )
 
 
 def test_noise_alone() -> None:
@@ -282,8 +284,11 @@ def test_large_images_are_exact_for_reflecting_blur(
     dense, spectral = both_bases(space, monkeypatch)
     operator = chain(space, *([blur(space)] if blurred else []), sigma=0.25)
     observation = observe(dense, operator, 3)
-    mine = check(spectral_view(spectral, dense), observation,
-                 torch.full((3, space.dimension), 0.0625).double())
+    mine = check(
+        spectral_view(spectral, dense),
+        observation,
+        torch.full((3, space.dimension), 0.0625).double(),
+    )
     theirs = posterior_of(dense, observation)
     torch.testing.assert_close(mine.mean, theirs.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(mine.log_det, theirs.log_det, rtol=1e-5, atol=1e-4)
@@ -340,9 +345,7 @@ def test_large_images_with_masks_are_a_legal_centring(monkeypatch: pytest.Monkey
     affine = wiener(observation)
     alone = wiener(observation[2:3])
     torch.testing.assert_close(alone.mean, affine.mean[2:3])
-    torch.testing.assert_close(
-        alone.log_det.expand(1), affine.log_det.expand(8)[2:3]
-    )
+    torch.testing.assert_close(alone.log_det.expand(1), affine.log_det.expand(8)[2:3])
     x = gaussian.sample(8, seeded(3))
     torch.testing.assert_close(affine.inverse(affine(x)), x, rtol=0, atol=1e-9)
 
