@@ -273,6 +273,8 @@ class Run:
         summary = {
             "schema": 1,
             "status": "finished",
+            "interval_level": 0.95,
+            "control": "control" in self.registry.find("method", self.config.method["name"]).tags,
             "method": self.config.method["name"],
             "prior": self.config.prior["name"] if self.config.prior else None,
             "posterior": self.config.posterior["name"] if self.config.posterior else None,
@@ -282,6 +284,10 @@ class Run:
             "seed": self.config.seed,
             "shape": list(session.context.space.shape),
             "value_range": session.context.space.value_range,
+            "measurements_shown_as": "themselves"
+            if session.measurements.heldout.y.shape[1:] == session.context.space.shape
+            and not session.measurements.heldout.y.is_complex()
+            else "their adjoint",
             "measurements": {
                 "train": train_count,
                 "heldout": len(session.measurements.heldout),

@@ -180,8 +180,19 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     _check_operator_scopes(overrides["op"], [name for name, _ in chain])
 
     resolved: dict[str, Any] = {}
-    for scope in ("method", "prior", "posterior", "data"):
+    for scope in ("method", "data"):
         resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry)
+    method = str(resolved["method"]["name"])
+    roles = registry.load("method", method).roles
+    for scope, needed in (("prior", roles.prior), ("posterior", roles.posterior)):
+        if needed:
+            resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry)
+        elif getattr(request, scope) is not None or overrides[scope]:
+            raise UserError(
+                f"method {method} uses no {scope}, so --{scope} and its settings cannot be given"
+            )
+        else:
+            resolved[scope] = None
     operator = [
         _resolve_part(
             registry,
@@ -245,9 +256,7 @@ def _mapping(request: Request, key: str) -> dict[str, Any]:
 
 def _resolve_scope(
     scope: str, request: Request, overrides: Mapping[str, Any], registry: Registry
-) -> dict[str, Any] | None:
-    if scope in request.file and request.file[scope] is None and getattr(request, scope) is None:
-        return None
+) -> dict[str, Any]:
     own = _mapping(request, scope)
     in_file = own.pop("name", None)
     name = getattr(request, scope) or in_file or DEFAULTS[scope]

@@ -25,7 +25,7 @@ from .errors import DivergenceError, RunError
 from .folder import RunFolder
 from .method import select
 from .progress import Progress
-from .random import Streams
+from .random import Streams, derive_seed, seeded
 from .session import Session
 
 __all__ = ["InterruptedRunError", "batch_index", "train"]
@@ -153,7 +153,9 @@ def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
     index = batch_index(
         ctx.step, session.config.train.batch_size, len(ctx.observations), ctx.streams
     )
-    figures = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
+    # Modules such as nn.Dropout draw from torch's global generator: its seed depends on the step.
+    with seeded(derive_seed(session.config.seed, f"global.{ctx.step}")):
+        figures = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
     ctx.step += 1
     guard.check(figures)
     return figures

@@ -13,7 +13,8 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
 
    .. math:: S ← \frac{N \, E[(x-μ)(x-μ)^T | y] + ν S_0}{N + ν}
 
-   with ν chosen by the likelihood of held-out *measurements*.
+   with ν chosen by the likelihood of held-out *measurements*. The mean image has a Gaussian prior
+   of its own, a power law that the evidence of the mean measurement fits.
 
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use the same model diagonal in the DCT basis, with AᵀA replaced by its (average) diagonal
@@ -30,6 +31,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,6 +46,10 @@ __all__ = ["fit_gaussian"]
 _FOLDS = 3
 _NUS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Candidates of ν, in units of the dimension."""
+_INDIFFERENT = 0.05
+"""Held-out nats per measurement that do not count as a difference when ν is chosen."""
+_ROUGHNESS = 3.0
+"""Standard deviation of the smooth map log w."""
 _CHOOSE_NU_BELOW = 200
 """Dimension above which ν is not chosen but set to the dimension: the choice costs 18 fits."""
 
@@ -87,6 +93,11 @@ class _Statistics:
         centred = y - self.mean
         self.covariance = centred.mT @ centred / self.count
 
+    @classmethod
+    def of_one(cls, y: Tensor) -> _Statistics:
+        """Those of a single vector (m,)."""
+        return cls(y[None])
+
     def nll(self, mean: Tensor, covariance: Tensor) -> Tensor:
         """−log likelihood per measurement under N(mean, covariance), in nats."""
         factor = torch.linalg.cholesky(covariance)
@@ -122,15 +133,19 @@ def _choose_nu(y: Tensor, problem: _Problem, generator: torch.Generator) -> floa
     for held in range(_FOLDS):
         seen, unseen = _Statistics(y[fold != held]), _Statistics(y[fold == held])
         prior = _evidence(seen, problem)
+        mean_prior = _mean_prior(seen, problem, prior)
         for nu in _NUS:
-            mean, covariance = _em(seen, problem, prior, nu * dimension)
+            mean, covariance = _em(seen, problem, prior, mean_prior, nu * dimension)
             nll = unseen.nll(problem.matrix @ mean, problem.marginal(covariance))
             score[nu] += float(nll)
-    return min(score, key=lambda nu: score[nu]) * dimension
+    # Where y does not decide, the smooth prior does: the largest ν that is nearly as likely.
+    best = min(score.values())
+    return max(nu for nu in _NUS if score[nu] < best + _FOLDS * _INDIFFERENT) * dimension
 
 
 def _fit_dense(seen: _Statistics, problem: _Problem, nu: float) -> tuple[Tensor, Tensor]:
-    return _em(seen, problem, _evidence(seen, problem), nu)
+    prior = _evidence(seen, problem)
+    return _em(seen, problem, prior, _mean_prior(seen, problem, prior), nu)
 
 
 def _evidence(seen: _Statistics, problem: _Problem) -> Tensor:
@@ -157,14 +172,53 @@ def _evidence(seen: _Statistics, problem: _Problem) -> Tensor:
 
     def loss() -> Tensor:
         nll = seen.count * seen.nll(seen.mean, problem.marginal(build()))
-        rough = 0.5 * (smooth * theta[3:] ** 2).sum()
+        rough = 0.5 * (smooth * theta[3:] ** 2).sum() / _ROUGHNESS**2
         return nll + rough + 2.0 * (theta[:3] - start).square().sum()
 
+    _minimise(theta, loss, 100 if dimension <= 256 else 40)
+    with torch.no_grad():
+        covariance = build()
+    return 0.5 * (covariance + covariance.mT)
+
+
+def _mean_prior(seen: _Statistics, problem: _Problem, prior: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of the Gaussian prior of μ: a level and a power law.
+
+    Fitted by the evidence of the mean measurement, which has the covariance of y divided by N. It
+    must not be tied to S: pixels that never vary would be held at the level.
+    """
+    matrix = problem.matrix
+    ones = matrix.sum(1)
+    # Where a constant image is not seen (differences), its level is that of the units.
+    blind = ones @ ones <= 1e-10 * matrix.square().sum()
+    middle = sum(problem.space.value_range or (0.0, 0.0)) / 2
+    level = middle if blind else float(ones @ seen.mean / (ones @ ones))
+    start = torch.full_like(prior[0], level)
+    centred = _Statistics.of_one(seen.mean - matrix @ start)
+    error = problem.marginal(prior) / seen.count
+    theta = torch.tensor([0.0, 1.0, math.log(4.0)]).to(matrix)
+    centre = theta.clone()
+    theta.requires_grad_(True)
+
+    def build() -> Tensor:
+        corner = (2 * theta[1]).exp()
+        square = (corner + problem.spatial + problem.channel) / (corner + 1)
+        spectrum = theta[0].exp() * square ** (-theta[2].exp() / 2)
+        return (problem.basis.mT * spectrum) @ problem.basis
+
+    def loss() -> Tensor:
+        evidence = centred.nll(torch.zeros_like(seen.mean), matrix @ build() @ matrix.mT + error)
+        corner, exponent = (theta - centre)[1:]
+        return evidence + 0.5 * corner**2 + exponent**2
+
+    _minimise(theta, loss, 60)
+    with torch.no_grad():
+        return start, build()
+
+
+def _minimise(theta: Tensor, loss: Callable[[], Tensor], iterations: int) -> None:
     optimizer = torch.optim.LBFGS(
-        [theta],
-        max_iter=100 if dimension <= 256 else 40,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=1e-4,
+        [theta], max_iter=iterations, line_search_fn="strong_wolfe", tolerance_grad=1e-4
     )
 
     def closure() -> Tensor:
@@ -174,31 +228,29 @@ def _evidence(seen: _Statistics, problem: _Problem) -> Tensor:
         return value
 
     optimizer.step(closure)
-    with torch.no_grad():
-        covariance = build()
-    return 0.5 * (covariance + covariance.mT)
 
 
 @torch.no_grad()
-def _em(seen: _Statistics, problem: _Problem, prior: Tensor, nu: float) -> tuple[Tensor, Tensor]:
+def _em(
+    seen: _Statistics,
+    problem: _Problem,
+    prior: Tensor,
+    mean_prior: tuple[Tensor, Tensor],
+    nu: float,
+) -> tuple[Tensor, Tensor]:
     """Stage 2: μ (d,) and S (d, d)."""
     matrix, count = problem.matrix, seen.count
     dimension = matrix.shape[1]
     iterations = int(min(max(3e9 / dimension**3, 30), 300))
-    ones = matrix.sum(1)
-    # Where a constant image is not seen (differences), its level is that of the units.
-    blind = ones @ ones <= 1e-10 * matrix.square().sum()
-    middle = sum(problem.space.value_range or (0.0, 0.0)) / 2
-    level = middle if blind else float(ones @ seen.mean / (ones @ ones))
-    start = torch.full_like(prior[0], level)
-    covariance = prior
-    mean = start
+    start, spread = mean_prior
+    cross_mean = spread @ matrix.mT
+    power_mean = matrix @ cross_mean
+    covariance, mean = prior, start
     for _ in range(iterations):
         marginal = problem.marginal(covariance)
         cross = covariance @ matrix.mT
-        # The mean image has the prior N(start, S): one pseudo-observation.
-        system = matrix @ cross + marginal / count
-        mean = start + cross @ torch.linalg.solve(system, seen.mean - matrix @ start)
+        residual = torch.linalg.solve(power_mean + marginal / count, seen.mean - matrix @ start)
+        mean = start + cross_mean @ residual
         gain = torch.linalg.solve(marginal, cross.mT).mT
         shift = seen.mean - matrix @ mean
         second = gain @ (seen.covariance + torch.outer(shift, shift)) @ gain.mT

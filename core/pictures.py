@@ -23,7 +23,9 @@ CELL = 96
 """Small images are magnified, by a whole factor, to at most this many pixels a side."""
 MAX_CHANNELS = 8
 PLOT_INK = ((0, 90, 140), (200, 80, 0), (0, 130, 95), (150, 80, 125))
+PLOT_SIDE = 250
 FINER = 4
+"""Plots are drawn so much larger and reduced, so that lines are smooth."""
 
 ColourMap = Literal["viridis", "magma"]
 
@@ -137,7 +139,7 @@ def _draw_vectors(
 
 
 def _line_plot(signal: Tensor) -> Tensor:
-    """A signal (C, L) in [0, 1] as an RGB cell; drawn larger and reduced, so lines are smooth."""
+    """A signal (C, L) in [0, 1] as an RGB cell, one line per channel."""
     width, height = 2 * CELL, CELL
     image = Image.new("RGB", (width * FINER, height * FINER), "white")
     draw = ImageDraw.Draw(image)
@@ -153,9 +155,11 @@ def _line_plot(signal: Tensor) -> Tensor:
 
 def _scatter(unit: Tensor) -> NDArray[np.uint8]:
     """Points (n, 2) in [0, 1]; the second component points up."""
-    side, radius = 4 * CELL, 1.5 * FINER
+    side, radius = PLOT_SIDE, 2.2 * FINER
     image = Image.new("RGB", (side * FINER, side * FINER), "white")
     draw = ImageDraw.Draw(image)
+    frame = side * FINER - 1
+    draw.rectangle([0, 0, frame, frame], outline=(GAP_GREY,) * 3, width=FINER)
     for first, second in unit.numpy():
         a, b = (4 + first * (side - 8)) * FINER, (4 + (1 - second) * (side - 8)) * FINER
         draw.ellipse([a - radius, b - radius, a + radius, b + radius], fill=PLOT_INK[0])

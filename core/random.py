@@ -71,7 +71,7 @@ def randn(
 def seeded(seed: int) -> Iterator[None]:
     """Seeds torch's global generator for a block and then restores it.
 
-    Only for weight initialisation: torch's own layers draw from the global generator.
+    For what torch's own layers draw from the global generator: initial weights, dropout.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -81,7 +81,7 @@ class Session:
         measurements = _measurements(config, dataset, assembly, measurements_file)
         for part in (assembly.operator, assembly.prior, assembly.posterior):
             if part is not None:
-                part.to(device)
+                part.to(device).eval()
         train = measurements.train.to(device)
         if checkpoint is None:
             moments = fit_gaussian(train, dataset.space, streams.fresh("moments"))

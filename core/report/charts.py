@@ -15,7 +15,7 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"
 
 _Scale = Callable[[float], float]
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 10, 38
 MOST_POINTS = 400
 
 

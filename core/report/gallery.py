@@ -143,8 +143,10 @@ def _strip(
     name: str, label: str, note: str, x: Tensor, space: ImageSpace, peak: float
 ) -> Picture:
     if name == "std":
-        flat = x.mean(1, keepdim=True)
-        unit = x / max(peak, 1e-12) if x.ndim == 3 else colour_map(_slice(flat), 0, peak)
+        if x.ndim == 3:
+            unit, note = x / max(peak, 1e-12), f"axis from 0 to {figure(peak, 2)}"
+        else:
+            unit = colour_map(_slice(x.mean(1, keepdim=True)), 0, peak)
     else:
         unit = space.to_unit(x)
         if name == "measurement" and _off_scale(unit):

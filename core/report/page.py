@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowdiff.core.api import Run
-    from flowdiff.core.registry import Reference
+    from flowdiff.core.manifest import Reference
 
 __all__ = ["render"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .comparison import Comparison, Outcome, comparisons, unlike_splits
 from .interval import Interval
-from .numbers import figure, span, words
+from .numbers import HARD_SPACE, figure, span, words
 from .price import prices
 
 __all__ = ["Verdict", "gain_outcome", "verdict"]
@@ -94,11 +94,11 @@ def _headline(
 ) -> str:
     parts = [_standing(pair) for pair in pairs if pair.learned == "prior"]
     if gain is not None:
-        size = f"{figure(abs(gain.value), 2)} dB"
-        parts.append({
-            "better": f"its posterior restores {size} better than the Wiener mean",
-            "worse": f"its posterior restores {size} worse than the Wiener mean",
-        }.get(gain_outcome(gain), "its posterior restores as well as the Wiener mean"))
+        size = f"{figure(abs(gain.value), 2)}{HARD_SPACE}dB"
+        place = {"better": f"{size} above", "worse": f"{size} below"}.get(
+            gain_outcome(gain), "as good as"
+        )
+        parts.append(f"its posterior’s mean is {place} the untrained Wiener mean")
     if not parts:
         parts = ["no learned row could be compared with an untrained one"]
     used = summary["clean_images_used"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -27,13 +28,14 @@ class PriorOnly(Method):
     class Config(PartConfig):
         """Settings ``method.*``; the defaults are those of the prior in ``flowdiff``."""
 
-        lr_prior: float = Field(2e-3, gt=0, description="peak learning rate of the prior")
+        lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
         clip_prior: float = Field(10.0, gt=0, description="gradient norm limit of the prior")
         warmup: int = Field(50, ge=0, description="steps of linear warm-up")
         final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rate")
-        ema: float = Field(0.995, ge=0, lt=1, description="decay of the averaged weights")
+        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
         beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
-        prior_draws: int = Field(2, ge=1, description="noise draws per image in each step")
+        prior_steps: int = Field(2, ge=1, description="updates per step")
+        prior_batch: int = Field(192, ge=1, description="images per update")
 
     roles = Roles(prior=True)
     artifacts = frozenset({"sample"})
@@ -60,11 +62,20 @@ class PriorOnly(Method):
         )
         self.trainables = {"prior": Trainable(ctx.prior, optim, ctx.total_steps)}
 
-    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
+    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:  # noqa: ARG002
         assert ctx.prior is not None
-        x = self._images[batch.index]
-        x = x.repeat(self.config.prior_draws, *[1] * (x.ndim - 1))
-        denoising = ctx.prior("loss", x, ctx.streams.get("denoising")).mean()
-        norm = self.trainables["prior"].update(denoising)
+        generator = ctx.streams.get("buffer")
+        ctx.prior.train()
+        for _ in range(self.config.prior_steps):
+            index = torch.randint(
+                len(self._images),
+                (self.config.prior_batch,),
+                generator=generator,
+                device=generator.device,
+            )
+            images = self._images[index.to(self._images.device)]
+            denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
+            norm = self.trainables["prior"].update(denoising)
+        ctx.prior.eval()
         loss = float(denoising.detach())
         return {"loss": loss, "denoising": loss, "grad_prior": norm}

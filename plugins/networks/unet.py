@@ -38,6 +38,8 @@ class UNet(Network):
                 "channels": 128,
                 "multipliers": (1, 2, 2, 2),
                 "blocks": 3,
+                "middle": 2,
+                "embedding": 256,
                 "patch": 1,
                 "attention": (2,),
             },
@@ -47,10 +49,17 @@ class UNet(Network):
             32, ge=4, description="channels of the finest level; a multiple of 4"
         )
         multipliers: tuple[int, ...] = Field((1, 2), description="channel factor of each level")
-        blocks: int = Field(1, ge=1, description="residual blocks per level")
+        blocks: int = Field(1, ge=1, description="residual blocks per level, on each side")
+        middle: int = Field(1, ge=1, description="residual blocks at the coarsest level")
         patch: int = Field(2, ge=1, description="side of the patches that the stem cuts")
         attention: tuple[int, ...] = Field((), description="levels with self-attention, from 0")
-        embedding: int = Field(128, ge=8, description="width of the noise embedding")
+        embedding: int = Field(64, ge=8, description="width of the noise embedding")
+        dropout: float = Field(
+            0.1,
+            ge=0,
+            lt=1,
+            description="dropout in training, against learning few images by heart",
+        )
 
         @field_validator("channels")
         @classmethod
@@ -73,36 +82,29 @@ class UNet(Network):
         self.patch = config.patch
         self.multiple = config.patch * 2 ** (len(config.multipliers) - 1)
         self.embed = NoiseEmbedding(config.embedding)
-        width = config.channels
-        self.stem = nn.Conv2d(in_channels * config.patch**2, width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        skips, current = [width], width
-        for level, factor in enumerate(config.multipliers):
-            for _ in range(config.blocks):
-                self.down.append(
-                    Stage(current, width * factor, config.embedding, level in config.attention)
+        widths = [config.channels * factor for factor in config.multipliers]
+
+        def stage(level: int, inputs: int) -> Stage:
+            return Stage(inputs, widths[level], config, level in config.attention)
+
+        self.stem = nn.Conv2d(in_channels * config.patch**2, widths[0], 3, padding=1)
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        self.grow, self.up = nn.ModuleList(), nn.ModuleList()
+        bottom = len(widths) - 1
+        for level in range(bottom):
+            self.down.append(Stack(stage(level, widths[level]) for _ in range(config.blocks)))
+            self.shrink.append(nn.Conv2d(widths[level], widths[level + 1], 2, stride=2))
+        self.middle = Stack(stage(bottom, widths[bottom]) for _ in range(config.middle))
+        for level in reversed(range(bottom)):
+            self.grow.append(nn.ConvTranspose2d(widths[level + 1], widths[level], 2, stride=2))
+            self.up.append(
+                Stack(
+                    stage(level, widths[level] * (1 if index else 2))
+                    for index in range(config.blocks)
                 )
-                current = width * factor
-                skips.append(current)
-            if level < len(config.multipliers) - 1:
-                self.down.append(nn.Conv2d(current, current, 2, stride=2))
-                skips.append(current)
-        self.middle = Stage(current, current, config.embedding, attention=False)
-        for level, factor in reversed(list(enumerate(config.multipliers))):
-            for _ in range(config.blocks + 1):
-                self.up.append(
-                    Stage(
-                        current + skips.pop(),
-                        width * factor,
-                        config.embedding,
-                        level in config.attention,
-                    )
-                )
-                current = width * factor
-            if level:
-                self.up.append(nn.ConvTranspose2d(current, current, 2, stride=2))
-        self.norm = nn.GroupNorm(4, current)
-        self.head = zeroed(nn.Conv2d(current, out_channels * config.patch**2, 3, padding=1))
+            )
+        self.norm = nn.GroupNorm(4, widths[0])
+        self.head = zeroed(nn.Conv2d(widths[0], out_channels * config.patch**2, 3, padding=1))
 
     @classmethod
     def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
@@ -115,13 +117,14 @@ class UNet(Network):
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
         e = self.embed(condition)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
-        kept = [h]
-        for layer in self.down:
-            h = layer(h, e) if isinstance(layer, Stage) else layer(h)
+        kept = []
+        for stack, shrink in zip(self.down, self.shrink, strict=True):
+            h = stack(h, e)
             kept.append(h)
+            h = shrink(h)
         h = self.middle(h, e)
-        for layer in self.up:
-            h = layer(torch.cat([h, kept.pop()], 1), e) if isinstance(layer, Stage) else layer(h)
+        for grow, stack in zip(self.grow, self.up, strict=True):
+            h = stack(torch.cat([grow(h), kept.pop()], 1), e)
         h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
         return h[..., :height, :width]
 
@@ -152,12 +155,21 @@ class NoiseEmbedding(nn.Module):
         return out
 
 
+class Stack(nn.ModuleList):
+    """Stages one after the other."""
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        for stage in self:
+            x = stage(x, e)
+        return x
+
+
 class Stage(nn.Module):
     """A residual block, and self-attention after it where asked."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, attention: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, config: UNet.Config, attention: bool) -> None:
         super().__init__()
-        self.block = ResidualBlock(inputs, outputs, embedding)
+        self.block = ResidualBlock(inputs, outputs, config.embedding, config.dropout)
         self.attention = Attention(outputs) if attention else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
@@ -166,22 +178,23 @@ class Stage(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv; norm modulated by the noise level, SiLU, conv (zero at first); skip."""
+    """norm, SiLU, conv; norm modulated by the noise level, SiLU, dropout, conv (zero); skip."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
         super().__init__()
         self.norm_1 = nn.GroupNorm(4, inputs)
         self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm_2 = nn.GroupNorm(4, outputs)
         self.conv_2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.dropout = nn.Dropout(dropout)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv_1(F.silu(self.norm_1(x)))
         scale, shift = self.modulation(e)[:, :, None, None].chunk(2, 1)
         h = self.norm_2(h) * (1 + scale) + shift
-        out: Tensor = self.skip(x) + self.conv_2(F.silu(h))
+        out: Tensor = self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
         return out
 
 

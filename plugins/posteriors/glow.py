@@ -92,7 +92,8 @@ class GlowPosterior(AmortizedPosterior):
                     2 ** (count - index),
                     steps,
                     hidden,
-                    features + (config.condition if index else 0),
+                    features,
+                    config.condition if index else 0,
                     config,
                 )
             )
@@ -115,10 +116,11 @@ class GlowPosterior(AmortizedPosterior):
     def initialise(
         self, moments: Gaussian, observation: Observation, generator: torch.Generator
     ) -> None:
-        """Centres the flow and sets ActNorm from posterior samples of the Gaussian.
+        """Centres the flow; without centring, sets ActNorm from posterior samples of the Gaussian.
 
         Those samples stand in for images: none of the data is used but the measurements. With
-        centring they are white already; without it, ActNorm learns their mean and spread.
+        centring they are white, ActNorm stays the identity, and the flow starts as the posterior
+        itself, without a sampling error.
         """
         self.gaussian.load_state_dict(moments.state_dict())
         self.wiener.update(observation.params)
@@ -126,9 +128,10 @@ class GlowPosterior(AmortizedPosterior):
             features = self._operator_features(observation)
             spread = features.movedim(1, 0).flatten(1).std(1).clamp_min(1e-6)
             self.get_buffer("feature_scale").copy_(spread)
+            if self.config.centre == "wiener":
+                return
             affine = self.wiener(observation)
             u = affine.sample(1, generator)[0]
-            u = affine.inverse(u) if self.config.centre == "wiener" else u
             conditions = self._conditions(observation, affine.mean)
             self.scale.fit(u)
             u, _ = self.scale.inverse(u)
@@ -222,7 +225,8 @@ class Level(nn.Module):
         block: side of the blocks that are squeezed into channels.
         steps: number of flow steps.
         hidden: width of the couplings.
-        features: channels of the features of y, with those of the level above.
+        features: channels of the features of y.
+        above: channels of the condition of the level above; 0 at the coarsest level.
         config: the posterior's settings.
     """
 
@@ -233,6 +237,7 @@ class Level(nn.Module):
         steps: int,
         hidden: int,
         features: int,
+        above: int,
         config: GlowPosterior.Config,
     ) -> None:
         super().__init__()
@@ -244,7 +249,7 @@ class Level(nn.Module):
         self.inner = inner
         kernel = 3 if max(inner) > block else 1
         inputs = channels * block**2
-        self.encoder = Encoder(features * block**2, config.encoder, config.condition, kernel)
+        self.encoder = Encoder(features * block**2 + above, config.encoder, config.condition, kernel)
         self.steps = nn.ModuleList(
             Step(inputs, config.condition, hidden, kernel, config.bound) for _ in range(steps)
         )
@@ -255,15 +260,14 @@ class Level(nn.Module):
 
     def encode(self, features: Tensor, above: Tensor | None) -> list[Tensor]:
         """The condition at each corner, from features (B, C', H, W) and the level above."""
-        if above is not None:
-            features = torch.cat(
-                [features, F.interpolate(above, features.shape[-2:], mode="nearest")], dim=1
-            )
         conditions = []
         for corner in range(len(self.corners)):
             rows, columns = self._window(corner)
-            cut = features[..., rows, columns]
-            conditions.append(self.encoder(F.pixel_unshuffle(cut, self.block)))
+            inputs = F.pixel_unshuffle(features[..., rows, columns], self.block)
+            if above is not None:
+                grown = F.interpolate(above, inputs.shape[-2:], mode="nearest")
+                inputs = torch.cat([inputs, grown], dim=1)
+            conditions.append(self.encoder(inputs))
         return conditions
 
     def forward(self, u: Tensor, conditions: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -384,7 +388,7 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConv1x1(nn.Module):
-    """A 1×1 convolution W = P L (U + diag(s)), with a log-determinant that is a sum; at first orthogonal."""
+    """A 1×1 convolution W = P L (U + diag(s)) with a log-determinant that is a sum; at first orthogonal."""
 
     permutation: Tensor
     sign: Tensor

@@ -60,12 +60,17 @@ class EDMPrior(DiffusionPrior):
         precondition: Literal["gaussian", "scalar"] = Field(
             "gaussian", description="by the fitted covariance, or by one number as published"
         )
-        sigma_min: float = Field(0.002, gt=0, description="smallest noise level")
-        sigma_max: float = Field(20.0, gt=0, description="largest noise level")
+        sigma_min: float = Field(0.03, gt=0, description="smallest noise level")
+        sigma_max: float = Field(6.0, gt=0, description="largest noise level")
         p_mean: float = Field(-1.2, description="mean of log σ in training and in the bound")
         p_std: float = Field(1.2, gt=0, description="standard deviation of log σ")
         uniform: float = Field(
             0.3, ge=0, lt=1, description="share of σ drawn uniformly in log σ over the whole range"
+        )
+        weighting: Literal["edm", "likelihood"] = Field(
+            "edm",
+            description="of the training loss: unit weight on the network's target over the "
+            "log-normal σ, as published, or the weight that the bound gives each σ",
         )
         rho: float = Field(7.0, ge=1, description="exponent of the sampler's noise schedule")
         sampler_steps: int = Field(18, ge=1, description="Heun steps of `sample`")
@@ -153,14 +158,26 @@ class EDMPrior(DiffusionPrior):
         return 0.5 * ((2 * error + learned) * learned * precision).sum(1)
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """½‖F − target‖² per image, in which every direction and noise level has unit weight."""
-        sigma, _ = self.levels.draw(len(x), generator, x.device)
+        """½‖F − target‖² per image (``weighting=edm``), or the bound's integral up to a constant."""
         noise = randn(x.shape, generator, x.device)
+        if self.config.weighting == "likelihood":
+            sigma, weight = self.levels.draw(len(x), generator, x.device)
+            return self._excess(x, sigma, noise) * weight
+        sigma = self._log_normal(len(x), generator).to(x.device)
         noisy = x + sigma.reshape(-1, *[1] * (x.ndim - 1)) * noise
         linear, learned = self._denoise(noisy, sigma)
         s, square = self.gaussian.variances, sigma[:, None] ** 2
         error = linear + learned - self.gaussian.analyse(x - self.gaussian.mean)
         return 0.5 * (error.square() * (s + square) / (s * square)).sum(1)
+
+    def _log_normal(self, n: int, generator: torch.Generator) -> Tensor:
+        """n stratified draws of EDM's training distribution of σ, with shape (n,)."""
+        u = torch.rand(n, generator=generator, device=generator.device)
+        u = (torch.arange(n, device=u.device) + u) / n
+        u = u[torch.randperm(n, generator=generator, device=u.device)]
+        normal = torch.special.ndtri(u.double().clamp(1e-6, 1 - 1e-6)).float()
+        sigma = (self.config.p_mean + self.config.p_std * normal).exp()
+        return sigma.clamp(self.sigma_min, self.sigma_max)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, steps: int | None = None) -> Tensor:

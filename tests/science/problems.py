@@ -205,11 +205,13 @@ def chain(space: ImageSpace, *maps: DeterministicMap, sigma: float = 0.2) -> Com
     return ComposedOperator(BuildContext(space), named, ("noise", noise(out, sigma)))
 
 
-def some_gaussian(space: ImageSpace, seed: int = 0, spread: float = 0.5) -> Gaussian:
-    """A float64 Gaussian with a full covariance of condition number of about 100."""
+def some_gaussian(
+    space: ImageSpace, seed: int = 0, spread: float = 0.5, decades: float = 2.0
+) -> Gaussian:
+    """A float64 Gaussian with a full covariance, of condition number 100 unless told."""
     d = space.dimension
     vectors_ = torch.linalg.qr(normal(d, d, seed=seed))[0]
-    values = spread**2 * torch.logspace(-2, 0, d, dtype=F64)
+    values = spread**2 * torch.logspace(-decades, 0, d, dtype=F64)
     mean = 0.3 * normal(*space.shape, seed=seed + 1)
     return Gaussian(space).double().assign(mean, values, vectors_)
 
@@ -251,6 +253,8 @@ def edm_with(
 ) -> EDMPrior:
     """An EDM around a Gaussian whose network makes D the given denoiser; None for F = 0.
 
+    Its noise levels are wide, .002 to 20, unless told: there the bound is tight to .001 nats.
+
     The network gets c_in (x − μ) and log σ, so it finds x, σ, and F = (D − μ − c_skip (x − μ))/c_out.
     """
     space = gaussian.space
@@ -270,6 +274,7 @@ def edm_with(
         assert kind == "network"
         return Given(network, context, space.channels)
 
+    settings = {"sigma_min": 0.002, "sigma_max": 20.0, **settings}
     prior = EDMPrior(EDMPrior.Config(**settings), BuildContext(space, factory=factory))
     prior = prior.to(gaussian.mean.dtype)
     if prior.config.precondition == "gaussian":
@@ -282,7 +287,10 @@ class Mixture:
 
     def __init__(self, space: ImageSpace, weights: tuple[float, float] = (0.3, 0.7)) -> None:
         self.log_weights = torch.tensor(weights, dtype=F64).log()
-        self.parts = [some_gaussian(space, seed=10), some_gaussian(space, seed=20, spread=0.3)]
+        self.parts = [
+            some_gaussian(space, seed=10, spread=0.4, decades=0.7),
+            some_gaussian(space, seed=20, spread=0.3, decades=0.5),
+        ]
 
     def _joint(self, x: Tensor, sigma: Tensor) -> Tensor:
         columns = []
@@ -316,9 +324,10 @@ def glow(
         return GlowPosterior(config, BuildContext(space, operator))
 
 
-def perturb(module: torch.nn.Module, size: float = 0.3, seed: int = 7) -> None:
-    """Adds noise to each parameter, so that nothing is zero or the identity."""
+def perturb(module: torch.nn.Module, size: float = 0.6, seed: int = 7) -> None:
+    """Adds noise to each parameter, scaled by its fan-in: nothing is zero or the identity."""
     g = seeded(seed)
     with torch.no_grad():
         for p in module.parameters():
-            p.add_(size * torch.randn(p.shape, generator=g, dtype=p.dtype))
+            scale = size / p[0].numel() ** 0.5 if p.ndim > 1 else 0.5 * size
+            p.add_(scale * torch.randn(p.shape, generator=g, dtype=p.dtype))

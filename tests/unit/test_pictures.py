@@ -94,7 +94,7 @@ def test_what_cannot_be_drawn_is_said(shape: tuple[int, ...]) -> None:
 def test_the_colour_map_is_dark_low_and_bright_high() -> None:
     x = torch.tensor([-1.0, 0.0, 1.0, 2.0]).view(1, 1, 2, 2)
     for name in ("viridis", "magma"):
-        colours = colour_map(x, 0.0, 1.0, name)  # type: ignore[arg-type]
+        colours = colour_map(x, 0.0, 1.0, name)
         assert colours.shape == (1, 3, 2, 2)
         light = colours.mean(1).flatten()
         assert light[0] == light[1] < light[2] == light[3]
