@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.report_file = path / "report.html"
+        self.overview_file = path / "overview.png"
         self.figures_file = path / "figures.safetensors"
         self.checkpoints = path / "checkpoints"
         self.controls = path / "controls"

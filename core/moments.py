@@ -223,7 +223,14 @@ def _minimise(theta: Tensor, loss: Callable[[], Tensor], iterations: int) -> Non
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = loss()
+        try:
+            value = loss()
+        except torch.linalg.LinAlgError:
+            value = theta.new_tensor(math.inf)
+        if not torch.isfinite(value):
+            # A trial step of the line search that left the range of float64: it turns back.
+            theta.grad = torch.zeros_like(theta)
+            return theta.new_tensor(1e30)
         value.backward()
         return value
 

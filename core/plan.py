@@ -113,7 +113,8 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
     )
     duration = (
         f"about {training / 60:.1f} min of training ({seconds * 1e3:.0f} ms per step, measured on "
-        f"{_TIMED} steps that are thrown away), {preparation:.0f} s of preparation, then evaluation"
+        f"{_TIMED} steps that are thrown away), {preparation:.0f} s of preparation, then "
+        "evaluation"
     )
     facts = [
         *describe(config),

@@ -141,7 +141,7 @@ class Wiener(nn.Module):
         return AffineMap(mean, self.factor, self.factor.log().sum(), self.gaussian)
 
     def _noise_variance(self, params: Params) -> Tensor:
-        """Mean variance of the noise at the mean image, for each sample or for all, (B,) or (1,)."""
+        """Mean variance of the noise at the mean image, of each sample (B,) or of all (1,)."""
         batch = next((len(v) for v in params.values()), 1)
         mean = self.gaussian.mean.expand(batch, *self.gaussian.space.shape)
         return self.operator.noise_variance(mean, params).flatten(1).mean(1)

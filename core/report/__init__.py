@@ -15,7 +15,7 @@ __all__ = ["write_report"]
 
 
 def write_report(run: Run, sections: Sequence[tuple[str, str]]) -> None:
-    """Writes report.html into the folder of a finished run.
+    """Writes report.html, and overview.png for images, into the folder of a finished run.
 
     Args:
         run: the run.
@@ -24,8 +24,17 @@ def write_report(run: Run, sections: Sequence[tuple[str, str]]) -> None:
     Raises:
         UserError: a file that the report needs is missing or damaged.
     """
-    from flowdiff.core.files import write_text
+    from flowdiff.core.files import write_bytes, write_text
+    from flowdiff.core.space import ImageSpace
 
-    from .page import render
+    from .overview import overview
+    from .page import read_figures, render
 
-    write_text(run.folder.report_file, render(run, sections))
+    page = render(run, sections)
+    summary, folder = run.summary, run.folder
+    lo_hi = summary["value_range"]
+    space = ImageSpace(tuple(summary["shape"]), tuple(lo_hi) if lo_hi else None)
+    picture = overview(read_figures(folder.figures_file, folder.path), space)
+    if picture is not None:
+        write_bytes(folder.overview_file, picture)
+    write_text(folder.report_file, page)

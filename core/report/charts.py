@@ -150,7 +150,8 @@ def _curve(line: Line, across: _Scale, down: _Scale) -> str:
     if line.marks:
         drawn += "".join(
             f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.4" fill="{line.colour}"/>'
-            for x, y in kept if math.isfinite(y)
+            for x, y in kept
+            if math.isfinite(y)
         )
     return drawn
 

@@ -31,7 +31,8 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [
         ("counted in training", f"{number:,} {CALLS.get(name, name.replace('_', ' '))}")
-        for name, number in cost["training_network_calls"].items() if number
+        for name, number in cost["training_network_calls"].items()
+        if number
     ]
     if "prior_sample" in cost:
         one = cost["prior_sample"]
@@ -46,6 +47,7 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("one posterior sample", f"{passes}, {calls}, {duration(one['seconds'])}"))
     rows += [
         (f"control {row['name']}", f"{duration(row['seconds'])} of training")
-        for row in summary["rows"] if row.get("control") and "seconds" in row
+        for row in summary["rows"]
+        if row.get("control") and "seconds" in row
     ]
     return rows

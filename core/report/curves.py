@@ -45,9 +45,13 @@ def panels(records: Sequence[Mapping[str, float]]) -> list[Panel]:
     for name in names:
         pairs = [(r["step"], r[name]) for r in records if name in r]
         # A method with one loss may report it under its own name too: once is enough.
-        if name == "loss" and not nats and any(
-            other != name and [r.get(other) for r in records] == [r.get(name) for r in records]
-            for other in names
+        if (
+            name == "loss"
+            and not nats
+            and any(
+                other != name and [r.get(other) for r in records] == [r.get(name) for r in records]
+                for other in names
+            )
         ):
             continue
         found.append(_panel(name, pairs, nats and name in OBJECTIVE))

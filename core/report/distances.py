@@ -106,7 +106,8 @@ def distances(summary: Mapping[str, Any]) -> Distances:
     grouped.append(("Other rows", [name for name in rows if name not in known]))
     groups = [
         Group(title, [_row(rows[name], list(metrics), pairs, trained) for name in names])
-        for title, names in grouped if names
+        for title, names in grouped
+        if names
     ]
     return Distances(columns, groups, _price(summary))
 
@@ -121,7 +122,8 @@ def _row(
         note += f", {row['clean_images_used']:,} clean images"
     cells = [
         _cell(row["name"], metric, Interval.read(row["figures"][metric]), pairs)
-        if metric in row["figures"] else None
+        if metric in row["figures"]
+        else None
         for metric in metrics
     ]
     sizes = sorted({(f["n_samples"], f["n_reference"]) for f in row["figures"].values()})

@@ -110,8 +110,10 @@ def gallery(
     set_size = _fit(len(sets), size, 6, 25) if space.spatial else len(first)
 
     peak = float(everything["std"][:shown].max()) if "std" in everything else 0.0
-    strips = [_strip(name, label, note, everything[name][:shown], space, peak)
-              for name, label, note in rows]
+    strips = [
+        _strip(name, label, note, everything[name][:shown], space, peak)
+        for name, label, note in rows
+    ]
     bar = None
     if peak and len(space.spatial) > 1:
         ramp = torch.linspace(0, 1, 200).expand(1, 1, 10, 200)
@@ -139,9 +141,7 @@ def _shrink(x: Tensor, factor: int) -> Tensor:
     return avg_pool2d(x.float(), factor, ceil_mode=True) if factor > 1 else x
 
 
-def _strip(
-    name: str, label: str, note: str, x: Tensor, space: ImageSpace, peak: float
-) -> Picture:
+def _strip(name: str, label: str, note: str, x: Tensor, space: ImageSpace, peak: float) -> Picture:
     if name == "std":
         if x.ndim == 3:
             unit, note = x / max(peak, 1e-12), f"axis from 0 to {figure(peak, 2)}"

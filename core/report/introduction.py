@@ -27,9 +27,7 @@ def title(summary: Mapping[str, Any], control: bool) -> str:
     return f"A clean {words(what) or 'model'} of {summary['data']}, learned through {through}"
 
 
-def introduction(
-    summary: Mapping[str, Any], environment: Mapping[str, Any]
-) -> list[str]:
+def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
     """Sentences of the first paragraph.
 
     Args:
@@ -41,8 +39,10 @@ def introduction(
     used = summary["clean_images_used"]
     parts = [f"a {part} ({summary[part]})" for part in cost["parameters"] if summary.get(part)]
     count = f"{measured['train']:,}"
-    source = f"the {used:,} clean images behind the measurements" if used else (
-        f"{count} corrupted measurements of {summary['data']} ({shape})"
+    source = (
+        f"the {used:,} clean images behind the measurements"
+        if used
+        else (f"{count} corrupted measurements of {summary['data']} ({shape})")
     )
     if cost["training_steps"]:
         learned = f"The method {summary['method']} learned {words(parts)} from {source}"

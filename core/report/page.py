@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowdiff.core.api import Run
     from flowdiff.core.manifest import Reference
 
-__all__ = ["render"]
+__all__ = ["read_figures", "render"]
 
 CONTROL_SETS = ("oracle", "naive")
 
@@ -49,7 +49,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
     """
     folder, summary = run.folder, run.summary
     environment = _read_json(folder.environment_file)
-    figures = _read_figures(folder.figures_file, folder.path)
+    figures = read_figures(folder.figures_file, folder.path)
     space = ImageSpace(
         tuple(summary["shape"]),
         tuple(summary["value_range"]) if summary["value_range"] else None,
@@ -70,7 +70,9 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "estimates": estimates(summary),
         "gains": gains(summary),
         "checks": checks(summary),
-        "calibration": None if not calibration else {
+        "calibration": None
+        if not calibration
+        else {
             "svg": calibration_chart(calibration, trained),
             "reading": reading(calibration, trained),
             "what": calibration["what"],
@@ -93,8 +95,11 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "css": Markup(_source("page.css")),  # noqa: S704 (our own file)
     }
     jinja = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return jinja.get_template("page.j2").render(content)
 
@@ -113,7 +118,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_figures(path: Path, folder: Path) -> dict[str, Tensor]:
+def read_figures(path: Path, folder: Path) -> dict[str, Tensor]:
+    """The images of figures.safetensors.
+
+    Args:
+        path: the file.
+        folder: the run folder, for the advice in the error.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -135,7 +149,7 @@ def _control_figures(run: Run, summary: dict[str, Any]) -> dict[str, Tensor]:
         folder = run.folder.controls / name
         path = folder / run.folder.figures_file.name
         if path.exists() and any(row["name"] == name for row in summary["rows"]):
-            samples = _read_figures(path, folder).get("prior")
+            samples = read_figures(path, folder).get("prior")
             if samples is not None:
                 found[name] = samples
     return found

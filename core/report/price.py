@@ -58,12 +58,8 @@ def prices(summary: Mapping[str, Any]) -> list[Price]:
 
 
 def _ratio(ours: Interval, theirs: Interval) -> Interval:
-    return Interval(
-        ours.value / theirs.value, ours.low / theirs.high, ours.high / theirs.low
-    )
+    return Interval(ours.value / theirs.value, ours.low / theirs.high, ours.high / theirs.low)
 
 
 def _difference(ours: Interval, theirs: Interval) -> Interval:
-    return Interval(
-        ours.value - theirs.value, ours.low - theirs.high, ours.high - theirs.low
-    )
+    return Interval(ours.value - theirs.value, ours.low - theirs.high, ours.high - theirs.low)

@@ -33,7 +33,8 @@ def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Versions, plug-ins and machine."""
     rows = [(f"{name}", str(version)) for name, version in environment["versions"].items()]
     rows += [
-        (f"plug-in {name}", str(version)) for name, version in environment["plugins"].items()
+        (f"plug-in {name}", str(version))
+        for name, version in environment["plugins"].items()
         if name not in environment["versions"]
     ]
     skipped = ("schema", "versions", "plugins", "command")

@@ -73,9 +73,7 @@ def _untrained(summary: Mapping[str, Any]) -> Verdict:
     )
     bar = "Whatever is called learned has to beat these figures beyond their intervals."
     sentences = [what, bar, _measurement_space(summary)]
-    return Verdict(
-        "Nothing was trained here", tuple(s for s in sentences if s), _caution(summary)
-    )
+    return Verdict("Nothing was trained here", tuple(s for s in sentences if s), _caution(summary))
 
 
 def _caution(summary: Mapping[str, Any]) -> str:
@@ -89,9 +87,7 @@ def _caution(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _headline(
-    summary: Mapping[str, Any], pairs: list[Comparison], gain: Interval | None
-) -> str:
+def _headline(summary: Mapping[str, Any], pairs: list[Comparison], gain: Interval | None) -> str:
     parts = [_standing(pair) for pair in pairs if pair.learned == "prior"]
     if gain is not None:
         size = f"{figure(abs(gain.value), 2)}{HARD_SPACE}dB"
@@ -109,7 +105,8 @@ def _headline(
 
 def _standing(pair: Comparison) -> str:
     total, better, worse = (
-        len(pair.outcomes), len(pair.titled("better")),
+        len(pair.outcomes),
+        len(pair.titled("better")),
         len(pair.titled("worse")) + len(pair.titled("overshoots")),
     )
     of = f"of {total} distances"
@@ -142,7 +139,9 @@ def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
     parts, mixed = [], False
     for pair in pairs:
         same, worse, over = (
-            pair.titled("indistinguishable"), pair.titled("worse"), pair.titled("overshoots")
+            pair.titled("indistinguishable"),
+            pair.titled("worse"),
+            pair.titled("overshoots"),
         )
         pieces = []
         titles = list(pair.titles.values())
@@ -233,7 +232,8 @@ def _price(summary: Mapping[str, Any]) -> str:
     titles = {name: d["title"] for name, d in summary["metrics"].items()}
     ratios = [
         f"{figure(p.interval.value, 1)} times as far by {titles[p.metric]} {span(p.interval, 1)}"
-        for p in found if p.kind == "ratio"
+        for p in found
+        if p.kind == "ratio"
     ]
     oracle = next(row for row in summary["rows"] if row["name"] == "oracle")
     what = f"the oracle, the same prior trained on {oracle['clean_images_used']:,} clean images"
@@ -241,7 +241,8 @@ def _price(summary: Mapping[str, Any]) -> str:
         far = f"it is {words(ratios)} from clean images"
         return f"Price of corruption: compared with {what}, {far}."
     worse = [
-        titles[p.metric] for p in found
+        titles[p.metric]
+        for p in found
         if (p.interval.low > 0) == (summary["metrics"][p.metric]["better"] == "lower")
         and not p.interval.low <= 0 <= p.interval.high
     ]

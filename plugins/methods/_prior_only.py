@@ -29,7 +29,7 @@ class PriorOnly(Method):
         """Settings ``method.*``; the defaults are those of the prior in ``flowdiff``."""
 
         lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
-        clip_prior: float = Field(10.0, gt=0, description="gradient norm limit of the prior")
+        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
         warmup: int = Field(50, ge=0, description="steps of linear warm-up")
         final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rate")
         ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
@@ -62,7 +62,7 @@ class PriorOnly(Method):
         )
         self.trainables = {"prior": Trainable(ctx.prior, optim, ctx.total_steps)}
 
-    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:  # noqa: ARG002
+    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         assert ctx.prior is not None
         generator = ctx.streams.get("buffer")
         ctx.prior.train()

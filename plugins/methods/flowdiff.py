@@ -8,9 +8,10 @@ With x = G_φ(z; y, ω), z ~ N(0, I), the objective per measurement is, in nats 
 
 where b_θ ≥ −log p_θ is the diffusion prior's bound. It is amortized variational EM. The φ-step
 descends L in the flow; its gradient goes *through* the score network (without that it is biased),
-whose weights are held. The entropy's gradient is taken along x only ("sticking the landing"), which
-leaves its expectation as it is and removes its variance where q is exact. The θ-step is denoising
-score matching on detached samples of the flow, drawn from its last few batches.
+whose weights are held. The entropy's gradient is taken along x only ("sticking the landing"): its
+expectation stays, and its variance goes where q is exact. Part of the φ-step's batch is measured
+anew from the flow's own samples, so that the flow does not learn the few data by heart. The θ-step
+is denoising score matching on detached samples of the flow for the data, from its last batches.
 
 References:
     | Integrating Amortized Inference with Diffusion Models for Learning Clean Distribution from
@@ -26,6 +27,8 @@ References:
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -56,7 +59,7 @@ class FlowDiff(Method):
 
         lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
         lr_posterior: float = Field(1e-3, gt=0, description="peak learning rate of the posterior")
-        clip_prior: float = Field(10.0, gt=0, description="gradient norm limit of the prior")
+        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
         clip_posterior: float = Field(
             50.0, gt=0, description="gradient norm limit of the posterior (its loss is in nats)"
         )
@@ -67,6 +70,12 @@ class FlowDiff(Method):
         times: int = Field(1, ge=1, description="noise levels per image in the φ-step's bound")
         path_gradient: bool = Field(
             True, description="take the entropy's gradient along x only (sticking the landing)"
+        )
+        rehearsal: float = Field(
+            0.5,
+            ge=0,
+            lt=1,
+            description="share of the φ-step's batch: new measurements of the flow's own samples",
         )
         prior_steps: int = Field(2, ge=1, description="θ-steps after each φ-step")
         prior_batch: int = Field(192, ge=1, description="flow samples per θ-step")
@@ -113,7 +122,9 @@ class FlowDiff(Method):
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         assert ctx.prior is not None and ctx.posterior is not None
         generator = ctx.streams.get("flow")
-        observation, weight = batch.observation, self._weight(ctx.step)
+        real = len(batch.index) - self._rehearsed(len(batch.index))
+        observation = self._with_rehearsal(batch.observation, real, ctx)
+        weight = self._weight(ctx.step)
         with frozen(ctx.prior):
             drawn, log_q = ctx.posterior("rsample", observation, 1, generator)
             x, log_q = drawn[0], log_q[0]
@@ -122,18 +133,18 @@ class FlowDiff(Method):
             entropy_term = self._entropy_term(x, log_q, observation, ctx.posterior)
             loss = (data + weight * (bound + entropy_term)).mean()
             posterior_norm = self.trainables["posterior"].update(loss)
-        self._remember(x.detach())
+        self._remember(x.detach()[:real])
         ctx.prior.train()
         for _ in range(self.config.prior_steps):
-            images = self._recall(ctx.streams.get("buffer"))
+            images = self._recall(ctx.streams.get("buffer"), self.config.prior_batch)
             denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
             prior_norm = self.trainables["prior"].update(denoising)
         ctx.prior.eval()
         return {
-            "loss": float((data + bound + log_q).detach().mean()),
-            "data": float(data.detach().mean()),
-            "prior": float(bound.detach().mean()),
-            "entropy": float(-log_q.detach().mean()),
+            "loss": float((data + bound + log_q).detach()[:real].mean()),
+            "data": float(data.detach()[:real].mean()),
+            "prior": float(bound.detach()[:real].mean()),
+            "entropy": float(-log_q.detach()[:real].mean()),
             "denoising": float(denoising.detach()),
             "grad_posterior": posterior_norm,
             "grad_prior": prior_norm,
@@ -155,14 +166,31 @@ class FlowDiff(Method):
             (slope,) = torch.autograd.grad(density, point)
         return (x * slope).flatten(1).sum(1)
 
+    def _rehearsed(self, batch: int) -> int:
+        return int(self.config.rehearsal * batch) if len(self._buffer) else 0
+
+    def _with_rehearsal(self, observation: Observation, real: int, ctx: RunContext) -> Observation:
+        """Replaces the end of the batch by simulated measurements of the flow's own samples.
+
+        The flow then meets more measurements than there are data, and so does not learn the few
+        by heart. No image and no second noise of a datum is involved: x comes from the flow.
+        """
+        count = len(observation) - real
+        if count == 0:
+            return observation
+        generator = ctx.streams.get("rehearsal")
+        params = {key: value[real:] for key, value in observation.params.items()}
+        simulated = ctx.operator.measure(self._recall(generator, count), params, generator)
+        return replace(observation, y=torch.cat([observation.y[:real], simulated]))
+
     def _remember(self, x: Tensor) -> None:
         limit = self.config.buffer * len(x)
         self._buffer = torch.cat([self._buffer.to(x), x])[-limit:]
 
-    def _recall(self, generator: torch.Generator) -> Tensor:
+    def _recall(self, generator: torch.Generator, count: int) -> Tensor:
         index = torch.randint(
             len(self._buffer),
-            (self.config.prior_batch,),
+            (count,),
             generator=generator,
             device=generator.device,
         )

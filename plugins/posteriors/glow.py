@@ -57,11 +57,11 @@ class GlowPosterior(AmortizedPosterior):
         centre: Literal["wiener", "none"] = Field(
             "wiener", description="act around the Gaussian posterior, or on the image itself"
         )
-        steps: tuple[int, ...] = Field((3, 3, 3), description="flow steps per level, coarse first")
+        steps: tuple[int, ...] = Field((6, 2, 2), description="flow steps per level, coarse first")
         hidden: tuple[int, ...] = Field(
-            (128, 48, 32), description="width of the couplings per level, coarse first"
+            (192, 48, 32), description="width of the couplings per level, coarse first"
         )
-        condition: int = Field(32, ge=1, description="channels of the condition at each level")
+        condition: int = Field(48, ge=1, description="channels of the condition at each level")
         encoder: int = Field(64, ge=1, description="width of the network that makes it")
         bound: float = Field(1.5, gt=0, description="largest log-scale of a coupling")
 
@@ -249,7 +249,8 @@ class Level(nn.Module):
         self.inner = inner
         kernel = 3 if max(inner) > block else 1
         inputs = channels * block**2
-        self.encoder = Encoder(features * block**2 + above, config.encoder, config.condition, kernel)
+        seen = features * block**2 + above
+        self.encoder = Encoder(seen, config.encoder, config.condition, kernel)
         self.steps = nn.ModuleList(
             Step(inputs, config.condition, hidden, kernel, config.bound) for _ in range(steps)
         )
@@ -388,7 +389,7 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConv1x1(nn.Module):
-    """A 1×1 convolution W = P L (U + diag(s)) with a log-determinant that is a sum; at first orthogonal."""
+    """A 1×1 convolution W = P L (U + diag(s)), whose log-determinant is a sum; orthogonal at first."""
 
     permutation: Tensor
     sign: Tensor

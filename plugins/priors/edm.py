@@ -11,7 +11,9 @@ hold per eigendirection of N(μ, S), the Gaussian that was fitted to the measure
     c_{in} = (S + σ^2)^{-1/2}
 
 so that an untrained prior (F = 0) is exactly that Gaussian, and ``precondition=scalar`` (S =
-σ_data² I) is the published EDM. The training loss has unit weight on F's target, the published weighting.
+σ_data² I) is the published EDM. With ``weighting=edm`` the training loss has the published unit
+weight on F's target; the default ``likelihood`` is the weight of the bound, which the posterior is
+trained against.
 
 The bound of `nll_bound` is taken as the Gaussian's own −log N(x; μ, S) plus the *difference* of
 the two denoising errors, with the same noise for both,
@@ -68,9 +70,9 @@ class EDMPrior(DiffusionPrior):
             0.3, ge=0, lt=1, description="share of σ drawn uniformly in log σ over the whole range"
         )
         weighting: Literal["edm", "likelihood"] = Field(
-            "edm",
-            description="of the training loss: unit weight on the network's target over the "
-            "log-normal σ, as published, or the weight that the bound gives each σ",
+            "likelihood",
+            description="of the training loss: the weight that the bound gives each σ, or unit "
+            "weight on the network's target over the log-normal σ, as published",
         )
         rho: float = Field(7.0, ge=1, description="exponent of the sampler's noise schedule")
         sampler_steps: int = Field(18, ge=1, description="Heun steps of `sample`")
@@ -158,7 +160,7 @@ class EDMPrior(DiffusionPrior):
         return 0.5 * ((2 * error + learned) * learned * precision).sum(1)
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """½‖F − target‖² per image (``weighting=edm``), or the bound's integral up to a constant."""
+        """½‖F − target‖² per image (``weighting=edm``), or the bound up to a constant."""
         noise = randn(x.shape, generator, x.device)
         if self.config.weighting == "likelihood":
             sigma, weight = self.levels.draw(len(x), generator, x.device)

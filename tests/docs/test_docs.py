@@ -1,7 +1,7 @@
 """What the documentation says is run, and what it names exists.
 
 Each page is one test: its ``python`` blocks, in one namespace, and its ``flowdiff`` commands, in
-the order of the page and in one temporary folder. A block after a line ``<!-- not run: reason -->``
+the order of the page and in one temporary folder. A block after ``<!-- not run: reason -->``
 is left out. A block after a line such as ``**`pkg/file.py`**`` is a file: it is written, and the
 package of a page is really built and installed, into a temporary site folder. Commands that train
 get few steps and few images; the settings that they name are checked apart.
@@ -26,6 +26,7 @@ import yaml
 import flowdiff
 from flowdiff.core import get_registry
 from flowdiff.core.config import SCOPES, EvaluationConfig, TrainConfig
+from flowdiff.core.registry import set_registry
 
 ROOT = Path(flowdiff.__file__).parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
@@ -76,9 +77,10 @@ def commands(block: Block) -> Iterator[str]:
     for line in text.splitlines():
         if block.language == "console" and not line.startswith("$ "):
             continue
-        command = line.removeprefix("$ ").partition("  #")[0].strip()
-        if re.match(r"(\w+=\S+ )*flowdiff( |$)", command):
-            yield command
+        for command in line.removeprefix("$ ").partition("  #")[0].split("&&"):
+            command = command.strip().removeprefix(".venv/bin/")
+            if re.match(r"(\w+=\S+ )*flowdiff( |$)", command):
+                yield command
 
 
 def is_shell(block: Block) -> bool:
@@ -112,7 +114,7 @@ def test_page(
         if block.language == "python":
             # The names of the lines are those of the page.
             code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
-            exec(code, namespace)  # noqa: S102
+            exec(code, namespace)
         elif is_shell(block):
             for command in commands(block):
                 run(command, where, run_cli, monkeypatch)
@@ -129,6 +131,7 @@ def run(
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             patch.setenv(name, value)
+            set_registry(None)
         arguments = words[1:]
         if arguments[:1] == ["run"] and not any(word in arguments for word in ONLY_NAMED):
             arguments += [word for setting in SHRINK for word in ("--set", setting)]
@@ -186,13 +189,12 @@ def test_files_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_settings_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    named = set(re.findall(r"--set[ =]['\"]?([\w.]+)=", text))
-    named |= set(re.findall(rf"`((?:{'|'.join(SCOPES)})\.[\w.]+)(?:=[^`]*)?`", text))
-    named |= set(re.findall(rf"\"((?:{'|'.join(SCOPES)})\.[\w.]+)\":", text))
+    path = rf"(?:{'|'.join(SCOPES)})\.[a-z0-9_.]+"
+    named = set(re.findall(r"--set[ =]['\"]?([a-z0-9_.]+)=", text))
+    named |= set(re.findall(rf"`({path})(?:=[^`]*)?`", text))
+    named |= set(re.findall(rf"\"({path})\":", text))
     own = own_operators(page)
-    unknown = {
-        name for name in named if name.split(".")[1] not in own and not is_setting(name)
-    }
+    unknown = {name for name in named if name.split(".")[1] not in own and not is_setting(name)}
     assert not unknown
 
 

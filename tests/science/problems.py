@@ -255,7 +255,7 @@ def edm_with(
 
     Its noise levels are wide, .002 to 20, unless told: there the bound is tight to .001 nats.
 
-    The network gets c_in (x − μ) and log σ, so it finds x, σ, and F = (D − μ − c_skip (x − μ))/c_out.
+    The network gets c_in (x − μ) and log σ: it finds x, σ and F = (D − μ − c_skip (x − μ))/c_out.
     """
     space = gaussian.space
 

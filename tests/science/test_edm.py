@@ -94,7 +94,7 @@ def test_bound_with_other_noise_levels() -> None:
 
 
 def test_bound_with_the_shipped_noise_levels() -> None:
-    """The default range of σ makes it an upper bound, loose by less than .02 nats per dimension."""
+    """With the default range of σ it is loose by less than .02 nats per dimension."""
     space = vectors(3)
     mixture = Mixture(space)
     shipped = EDMPrior.Config()
@@ -204,7 +204,8 @@ def test_proposal_integrates_exactly(settings: dict[str, Any]) -> None:
     middle = (t > 0.45) & (t < 0.55)
     if int(middle.sum()) > 500:
         share = float(middle.double().mean())
-        assert share == pytest.approx(float(1 / weight[middle].mean()) * 0.1 * (high - low), rel=0.1)
+        density = float(1 / weight[middle].mean())
+        assert share == pytest.approx(density * 0.1 * (high - low), rel=0.1)
     if not settings:
         pairs = [levels.draw(1, g, torch.device("cpu")) for g in [seeded(1)] for _ in range(4000)]
         s, w = (torch.cat(c).double() for c in zip(*pairs, strict=True))
@@ -228,7 +229,7 @@ def test_proposal_density_is_edms_mixture() -> None:
 
 
 def test_scalar_preconditioning_is_karras() -> None:
-    """D = μ + c_skip (x − μ) + c_out F(c_in (x − μ), log σ), and the weight 1/c_out² of the loss."""
+    """D = μ + c_skip (x − μ) + c_out F(c_in (x − μ), log σ), and what the network sees."""
     space = ImageSpace((2, 3, 2))
     moments = some_gaussian(space)
     prior = edm_with(moments, precondition="scalar")
@@ -251,7 +252,7 @@ def test_scalar_preconditioning_is_karras() -> None:
 
 
 def test_likelihood_weighting_is_the_bounds_integral() -> None:
-    """E loss − E log N(x; μ, S) = −E log p for the exact denoiser; the decoder's part is nothing."""
+    """E loss − E log N(x; μ, S) = −E log p for the exact denoiser, but for the decoder."""
     space = vectors(3)
     mixture = Mixture(space)
     wrong = some_gaussian(space, **WRONG)

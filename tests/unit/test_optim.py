@@ -91,9 +91,16 @@ def test_moving_average(ema: float) -> None:
     for mine, theirs in zip(average, trainable.average.values(), strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-6)
     raw = weights(trainable)
-    with pytest.raises(ZeroDivisionError), trainable.averaged():
-        assert same(weights(trainable), list(trainable.average.values()))
-        raise ZeroDivisionError
+    inside: list[list[Tensor]] = []
+
+    def fail() -> None:
+        with trainable.averaged():
+            inside.append(weights(trainable))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert same(inside[0], list(trainable.average.values()))
     assert same(weights(trainable), raw)
 
 
@@ -142,8 +149,11 @@ def test_a_loss_that_is_not_finite(bad: float) -> None:
     with pytest.raises(DivergenceError, match="the loss is"):
         trainable.update(loss(trainable, 1) + bad)
     after = trainable.state()
-    assert all(torch.equal(before[k], after[k]) for k in before if "running" not in k
-               and "tracked" not in k)
+    assert all(
+        torch.equal(before[k], after[k])
+        for k in before
+        if "running" not in k and "tracked" not in k
+    )
 
 
 def test_a_gradient_that_is_not_finite_is_named() -> None:
@@ -164,9 +174,14 @@ def test_frozen() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[1].bias.requires_grad_(False)
     x = torch.randn(2, 3, requires_grad=True)
-    with pytest.raises(ZeroDivisionError), frozen(module):
-        module(x).sum().backward()
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with frozen(module):
+            module(x).sum().backward()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert x.grad is not None
     assert all(p.grad is None for p in module.parameters())
     assert [p.requires_grad for p in module.parameters()] == [True, True, True, False]

@@ -67,8 +67,13 @@ def test_ssim_of_small_images(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [ImageSpace((7,), None), ImageSpace((1, 9)), ImageSpace((1, 2, 9)),
-              ImageSpace((1, 9, 9), None)]
+    "space",
+    [
+        ImageSpace((7,), None),
+        ImageSpace((1, 9)),
+        ImageSpace((1, 2, 9)),
+        ImageSpace((1, 9, 9), None),
+    ],
 )
 def test_ssim_says_where_it_is_not_defined(space: ImageSpace) -> None:
     x = torch.rand(2, *space.shape)
