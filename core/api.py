@@ -27,7 +27,7 @@ from .evaluation import Evaluation, evaluate
 from .files import write_bytes, write_json
 from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
-from .loop import train
+from .loop import InterruptedRunError, train
 from .memory import peak_memory
 from .observation import Observation
 from .progress import Progress, SilentProgress
@@ -223,6 +223,9 @@ class Run:
                 self._merge_controls()
                 write_report(self, caller.report_sections(self))
                 status = "finished"
+            except (InterruptedRunError, KeyboardInterrupt):
+                status = "interrupted"
+                raise
             finally:
                 caller.run_finished(self, status)
         progress.message(f"report: {self.folder.report_file}")

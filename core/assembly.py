@@ -122,6 +122,11 @@ class Assembly:
             prior = _trainable("prior", config.prior, context, registry, config.seed)
         if method.roles.posterior:
             posterior = _trainable("posterior", config.posterior, context, registry, config.seed)
+            if method.roles.density and not posterior.has_density:
+                raise UserError(
+                    f"method {name} needs a posterior with a density, and "
+                    f"{config.posterior and config.posterior['name']} declares that it has none"
+                )
         return cls(space, operator, method, context, prior, posterior)
 
 

@@ -32,10 +32,12 @@ __all__ = ["Batch", "Method", "MethodState", "Roles", "RunContext", "select"]
 
 @dataclass(frozen=True)
 class Roles:
-    """Which trainable parts a method uses: none, one or both."""
+    """Which trainable parts a method uses: none, one or both, and what it asks of them."""
 
     prior: bool = False
     posterior: bool = False
+    density: bool = False
+    """Whether the posterior must have a density."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
    .. math:: S ← \frac{N \, E[(x-μ)(x-μ)^T | y] + ν S_0}{N + ν}
 
    with ν chosen by the likelihood of held-out *measurements*. The mean image has a Gaussian prior
-   of its own, a power law that the evidence of the mean measurement fits.
+   of its own, a power law that the evidence of the mean measurement fits, and is kept in the value
+   range.
 
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use the same model diagonal in the DCT basis, with AᵀA replaced by its (average) diagonal
@@ -263,6 +264,9 @@ def _em(
         second = gain @ (seen.covariance + torch.outer(shift, shift)) @ gain.mT
         covariance = count * (second + covariance - gain @ cross.mT) + nu * prior
         covariance = 0.5 * (covariance + covariance.mT) / (count + nu)
+    if problem.space.value_range is not None:
+        # Images lie in their range, so their mean does; in dark corners that halves its error.
+        mean = mean.clamp(*problem.space.value_range)
     return mean, covariance
 
 
@@ -294,7 +298,7 @@ def _fit_spectral(
     seen = power > 1e-4 * power.max()
     mean = torch.where(seen, coefficients.mean(0) / power.clamp_min(1e-30), 0.0)
     variance = coefficients.var(0)
-    prior = _power_law(variance, power, noise, space)
+    prior = _power_law(variance, power, noise, count, space)
     s = prior.clone()
     for _ in range(300):
         total = power * s + noise
@@ -309,29 +313,32 @@ def _fit_spectral(
     return Gaussian(space).to(device).assign(image, s.float(), basis)
 
 
-def _power_law(variance: Tensor, power: Tensor, noise: float, space: ImageSpace) -> Tensor:
-    """Evidence fit of a power law to the coefficients' variances."""
+def _power_law(
+    variance: Tensor, power: Tensor, noise: float, count: int, space: ImageSpace
+) -> Tensor:
+    """Evidence fit of a power law to the coefficients' variances over `count` samples."""
     spatial, channel = (k.to(variance) for k in frequencies(space))
-    level = float((variance / power.clamp_min(1e-30) - noise)[power > 0.1 * power.max()].mean())
-    theta = torch.tensor([math.log(max(level, 1e-6)), 1.0, math.log(3.0), 0.0]).to(variance)
-    theta.requires_grad_(True)
+    seen = power > 0.1 * power.max()
+    level = float(((variance / power - noise) / power)[seen].mean())
+    start = torch.tensor([math.log(max(level, 1e-3 * noise)), 1.0, math.log(3.0), 0.0]).to(
+        variance
+    )
+    theta = start.clone().requires_grad_(True)
 
     def build() -> Tensor:
-        square = spatial + theta[3].exp() * channel
-        spectrum = ((2 * theta[1]).exp() + square) ** (-theta[2].exp() / 2)
-        return theta[0].exp() * spectrum / spectrum.mean()
+        # The limits only keep a line search from overflowing.
+        amplitude, corner, exponent, weight = theta.clamp(-12, 12)
+        square = spatial + weight.exp() * channel
+        spectrum = ((2 * corner).exp() + square) ** (-exponent.clamp(max=3.0).exp() / 2)
+        return amplitude.exp() * spectrum / spectrum.mean()
 
-    optimizer = torch.optim.LBFGS([theta], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss() -> Tensor:
         total = power.square() * build() + power * noise + 1e-12
-        loss = 0.5 * (total.log() + variance / total).sum()
-        loss.backward()
-        return loss
+        evidence = 0.5 * count * (total.log() + variance / total).sum()
+        return evidence + 2.0 * (theta - start).square().sum()
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        _minimise(theta, loss, 100)
     return build().detach()
 
 

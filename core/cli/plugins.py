@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(name="plugins", help="Show the installed components, and check or make them.")
+app = typer.Typer(name="plugins", help="Show the installed components.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -84,7 +84,7 @@ class FlowDiff(Method):
             0, ge=0, description="steps over which prior and entropy terms grow from 0 to 1"
         )
 
-    roles = Roles(prior=True, posterior=True)
+    roles = Roles(prior=True, posterior=True, density=True)
     artifacts = frozenset({"sample", "restore"})
     config: Config
 

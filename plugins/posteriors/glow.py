@@ -389,7 +389,7 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConv1x1(nn.Module):
-    """A 1×1 convolution W = P L (U + diag(s)), whose log-determinant is a sum; orthogonal at first."""
+    """A 1×1 convolution W = P L (U + diag(s)) with a simple log-determinant; orthogonal at first."""
 
     permutation: Tensor
     sign: Tensor
