@@ -101,7 +101,9 @@ class _Statistics:
 
     def nll(self, mean: Tensor, covariance: Tensor) -> Tensor:
         """−log likelihood per measurement under N(mean, covariance), in nats."""
-        factor = torch.linalg.cholesky(covariance)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            return covariance.new_tensor(math.inf)
         shift = self.mean - mean
         second = self.covariance + torch.outer(shift, shift)
         trace = torch.cholesky_solve(second, factor).diagonal().sum()
@@ -224,10 +226,7 @@ def _minimise(theta: Tensor, loss: Callable[[], Tensor], iterations: int) -> Non
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        try:
-            value = loss()
-        except torch.linalg.LinAlgError:
-            value = theta.new_tensor(math.inf)
+        value = loss()
         if not torch.isfinite(value):
             # A trial step of the line search that left the range of float64: it turns back.
             theta.grad = torch.zeros_like(theta)

@@ -26,7 +26,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -135,8 +135,11 @@ class GlowPosterior(AmortizedPosterior):
             conditions = self._conditions(observation, affine.mean)
             self.scale.fit(u)
             u, _ = self.scale.inverse(u)
-            for level, condition in reversed(list(zip(self.levels, conditions, strict=True))):
+            for level, condition in reversed(list(zip(self._levels(), conditions, strict=True))):
                 u = level.fit(u, condition)
+
+    def _levels(self) -> list[Level]:
+        return cast("list[Level]", list(self.levels))
 
     def _operator_features(self, observation: Observation) -> Tensor:
         features = observation.features()
@@ -158,8 +161,8 @@ class GlowPosterior(AmortizedPosterior):
         )
         conditions: list[list[Tensor]] = []
         above: Tensor | None = None
-        for level in self.levels:
-            windows = level.encode(features, above)  # type: ignore[operator]
+        for level in self._levels():
+            windows = level.encode(features, above)
             above = windows[0]
             conditions.append(windows)
         return conditions
@@ -170,7 +173,7 @@ class GlowPosterior(AmortizedPosterior):
         affine = self.wiener(observation)
         conditions = self._conditions(observation, affine.mean)
         u, log_det = z.flatten(0, 1), z.new_zeros(n * batch)
-        for level, windows in zip(self.levels, conditions, strict=True):
+        for level, windows in zip(self._levels(), conditions, strict=True):
             u, change = level(u, [w.repeat(n, 1, 1, 1) for w in windows])
             log_det = log_det + change
         u, change = self.scale(u)
@@ -201,8 +204,8 @@ class GlowPosterior(AmortizedPosterior):
         centred = self.config.centre == "wiener"
         u = affine.inverse(x) if centred else x
         u, log_det = self.scale.inverse(u)
-        for level, windows in reversed(list(zip(self.levels, conditions, strict=True))):
-            u, change = level.inverse(u, windows)  # type: ignore[operator]
+        for level, windows in reversed(list(zip(self._levels(), conditions, strict=True))):
+            u, change = level.inverse(u, windows)
             log_det = log_det + change
         return u, (log_det - affine.log_det) if centred else log_det
 
@@ -255,6 +258,9 @@ class Level(nn.Module):
             Step(inputs, config.condition, hidden, kernel, config.bound) for _ in range(steps)
         )
 
+    def _steps(self) -> list[Step]:
+        return cast("list[Step]", list(self.steps))
+
     def _window(self, index: int) -> tuple[slice, slice]:
         top, left = self.corners[index % len(self.corners)]
         return slice(top, top + self.inner[0]), slice(left, left + self.inner[1])
@@ -273,7 +279,7 @@ class Level(nn.Module):
 
     def forward(self, u: Tensor, conditions: list[Tensor]) -> tuple[Tensor, Tensor]:
         log_det = u.new_zeros(len(u))
-        for index, step in enumerate(self.steps):
+        for index, step in enumerate(self._steps()):
             inside, outside = self._cut(u, index)
             inside, change = step(inside, conditions[index % len(conditions)])
             u, log_det = self._paste(inside, outside, index), log_det + change
@@ -282,19 +288,17 @@ class Level(nn.Module):
     def inverse(self, u: Tensor, conditions: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The inverse of `forward`, with its log-determinant."""
         log_det = u.new_zeros(len(u))
-        for index, step in reversed(list(enumerate(self.steps))):
+        for index, step in reversed(list(enumerate(self._steps()))):
             inside, outside = self._cut(u, index)
-            inside, change = step.inverse(  # type: ignore[operator]
-                inside, conditions[index % len(conditions)]
-            )
+            inside, change = step.inverse(inside, conditions[index % len(conditions)])
             u, log_det = self._paste(inside, outside, index), log_det + change
         return u, log_det
 
     def fit(self, u: Tensor, conditions: list[Tensor]) -> Tensor:
         """Runs `inverse`, setting each ActNorm so that its output is standardised."""
-        for index, step in reversed(list(enumerate(self.steps))):
+        for index, step in reversed(list(enumerate(self._steps()))):
             inside, outside = self._cut(u, index)
-            inside = step.fit(inside, conditions[index % len(conditions)])  # type: ignore[operator]
+            inside = step.fit(inside, conditions[index % len(conditions)])
             u = self._paste(inside, outside, index)
         return u
 
@@ -389,7 +393,7 @@ class ActNorm(nn.Module):
 
 
 class InvertibleConv1x1(nn.Module):
-    """A 1×1 convolution W = P L (U + diag(s)) with a simple log-determinant; orthogonal at first."""
+    """A 1×1 convolution W = P L (U + diag(s)); its log-determinant is a sum. Starts orthogonal."""
 
     permutation: Tensor
     sign: Tensor
