@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.core import BuildContext, ImageSpace
-from flowdiff.plugins.networks.unet import NoiseEmbedding, UNet
+from flowdiff.plugins.networks.unet import Attention, NoiseEmbedding, UNet
 
 from .problems import normal, perturb, vectors
 
@@ -164,3 +164,28 @@ def test_settings_are_checked() -> None:
         ok, reason = UNet.compatible(UNet.Config(), BuildContext(space))
         assert not ok
         assert "two spatial axes" in reason
+
+
+def test_padding_repeats_the_border() -> None:
+    network = make((1, 7, 5))
+    perturb(network)
+    x, condition = batch((1, 7, 5))
+    padded = torch.nn.functional.pad(x, (0, 3, 0, 1), mode="replicate")
+    whole = network(padded, condition)
+    torch.testing.assert_close(network(x, condition), whole[..., :7, :5])
+
+
+def test_attention_is_softmax_over_positions() -> None:
+    """Four heads, each with its quarter of the channels; a residual around it."""
+    attention = Attention(8).double()
+    x = normal(2, 8, 3, 4)
+    assert torch.equal(attention(x), x), "the identity at first"
+    perturb(attention)
+    q, k, v = attention.qkv(attention.norm(x)).flatten(2).chunk(3, 1)
+    heads = []
+    for head in range(4):
+        own = slice(2 * head, 2 * head + 2)
+        score = torch.einsum("bci,bcj->bij", q[:, own], k[:, own]) / 2**0.5
+        heads.append(torch.einsum("bij,bcj->bci", score.softmax(-1), v[:, own]))
+    mixed = torch.cat(heads, 1).reshape(2, 8, 3, 4)
+    torch.testing.assert_close(attention(x), x + attention.out(mixed))
