@@ -262,7 +262,7 @@ def test_likelihood_weighting_is_the_bounds_integral() -> None:
 
 
 def test_noise_levels_of_the_loss_are_log_normal() -> None:
-    prior = edm_with(some_gaussian(vectors(3)))
+    prior = edm_with(some_gaussian(vectors(3)), weighting="edm")
     prior.loss(normal(20_000, 3), seeded())
     log_sigma = prior.network.calls[-1][1]  # type: ignore[index]
     assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.02)
@@ -275,7 +275,7 @@ def test_loss_is_karras(precondition: str) -> None:
     """½ ‖D − x‖² weighted by c_out⁻², with the noise that the network saw."""
     space = ImageSpace((2, 3, 2))
     moments = some_gaussian(space)
-    prior = edm_with(moments, precondition=precondition)
+    prior = edm_with(moments, precondition=precondition, weighting="edm")
     prior.initialise(moments, seeded())
     output = 0.5 * normal(6, 2, 3, 2, seed=7)
     prior.network.function = lambda x, c: output  # type: ignore[assignment]
@@ -299,7 +299,7 @@ def test_loss_targets_have_unit_variance() -> None:
     """F = 0 and the right Gaussian: ½ per direction at every noise level."""
     space = vectors(4)
     gaussian = some_gaussian(space)
-    loss = edm_with(gaussian).loss(gaussian.sample(40_000, seeded(1)), seeded())
+    loss = edm_with(gaussian, weighting="edm").loss(gaussian.sample(40_000, seeded(1)), seeded())
     assert_mean(loss, 2.0, 0.05)
 
 

@@ -51,7 +51,9 @@ class Problem:
             place = BuildContext(self.space, self.operator, factory=factory)
             prior = EDMPrior(EDMPrior.Config(), place).double().eval()
         posterior = glow(self.space, self.operator, (2,), (6,), seed=seed).double().eval()
-        self.method = FlowDiff(FlowDiff.Config(**{"prior_batch": 16, **settings}))
+        self.method = FlowDiff(
+            FlowDiff.Config(**{"prior_batch": 16, "rehearsal": 0.0, **settings})
+        )
         self.context = RunContext(
             space=self.space,
             operator=self.operator,
@@ -340,6 +342,41 @@ def test_theta_step_sees_detached_samples_of_the_flow() -> None:
     for x in seen:
         distance = torch.cdist(x.flatten(1), samples).amin(1)
         assert float(distance.max()) < 1e-5
+
+
+def test_rehearsal_simulates_measurements_of_own_samples() -> None:
+    """The end of the batch: y = A x + n for samples x of the flow; the data stay as they are."""
+    problem = Problem(n=16, rehearsal=0.25)
+    problem.step()
+    buffer = problem.method._buffer.clone()
+    posterior: Any = problem.posterior
+    seen: list[Tensor] = []
+    rsample = posterior.rsample
+
+    def spy(observation: Any, *arguments: Any) -> Any:
+        seen.append(observation.y)
+        return rsample(observation, *arguments)
+
+    posterior.rsample = spy
+    n = 60
+    residuals = []
+    for _ in range(n):
+        problem.method._buffer = buffer.clone()
+        problem.step()
+        assert torch.equal(seen[-1][:12], problem.observation.y[:12])
+        clean = problem.operator(buffer, {}).flatten(1)
+        distance = torch.cdist(seen[-1][12:].flatten(1), clean).argmin(1)
+        residuals.append(seen[-1][12:].flatten(1) - clean[distance])
+    spread = torch.cat(residuals)
+    # The nearest sample is mostly the right one, which makes the residual a little too small.
+    assert 0.85 * SIGMA < float(spread.std()) < SIGMA * (1 + 5 / (2 * spread.numel()) ** 0.5)
+    # What is remembered, and what is reported, is of the data alone.
+    assert len(buffer) == 16
+    assert len(problem.method._buffer) == 16 + 12
+    figures = problem.step()
+    assert figures["loss"] == pytest.approx(
+        figures["data"] + figures["prior"] - figures["entropy"], abs=1e-9
+    )
 
 
 def test_prior_weight_grows_linearly() -> None:

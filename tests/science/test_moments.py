@@ -95,8 +95,11 @@ def test_density_of_measurements(space: ImageSpace, structured: bool) -> None:
 
 
 def test_mean_and_covariance_where_the_operator_looks() -> None:
-    """Directions that blur passes by more than a half, in units of what 20,000 samples allow."""
-    space = ImageSpace((1, 5, 4))
+    """Directions that blur passes by more than a half, in units of what 20,000 samples allow.
+
+    Without a value range: with one, the mean image is clamped to it, which is a prior of its own.
+    """
+    space = ImageSpace((1, 5, 4), None)
     truth = some_gaussian(space)
     operator = chain(space, blur(space), sigma=0.1)
     A = by_columns(lambda x: operator(x, {}), space)
