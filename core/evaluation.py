@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from .counting import CallCounter
-from .metric import Metric
+from .metric import Metric, MetricValue
 from .observation import Observation
 from .progress import Progress
 from .registry import Registry
 from .session import Session
-from .statistics import mean_interval, psnr, rank_coverage, ssim
+from .statistics import difference, mean_interval, psnr, rank_coverage, ssim
 from .wiener import Wiener, flatten_real
 
 __all__ = ["Evaluation", "evaluate"]
@@ -116,7 +116,7 @@ def evaluate(
         "gaussian_fit": ("untrained: its Wiener posterior's samples", untrained[0]),
         "second_split": ("second clean split", truth),
     }
-    definitions, rows = _compare(work, sets)
+    definitions, rows, differences = _compare(work, sets)
     images |= {
         name: x[:SHOWN]
         for name, (_, x) in sets.items()
@@ -125,6 +125,7 @@ def evaluate(
     summary: dict[str, Any] = {
         "metrics": definitions,
         "rows": rows,
+        "differences": differences,
         "restoration": None,
         "measurement_space": {},
         "calibration": None,
@@ -194,8 +195,9 @@ def _restore(work: _Work, cost: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _compare(
     work: _Work, sets: Mapping[str, tuple[str, Tensor]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     definitions: dict[str, Any] = {}
+    found: dict[str, dict[str, MetricValue]] = {}
     metrics: dict[str, Metric] = {}
     for name in work.session.config.eval.metrics:
         cls: Any = work.registry.load("metric", name)
@@ -206,19 +208,42 @@ def _compare(
             "better": cls.better,
             "ideal": cls.ideal,
         }
-    rows = []
     work.progress.begin("evaluating", len(sets) * len(metrics))
     done = 0
-    for row, (title, samples) in sets.items():
-        figures = {}
+    for row, (_, samples) in sets.items():
+        found[row] = {}
         for name, metric in metrics.items():
+            # The same stream for every row, so that rows are paired replicate by replicate.
             value = metric(samples, work.reference, work.stream(f"metric.{name}"))
-            figures[name] = value.to_json()
+            found[row][name] = value
             done += 1
             work.progress.advance(done, {})
-        rows.append({"name": row, "title": title, "figures": figures})
     work.progress.end()
-    return definitions, rows
+    rows = [
+        {
+            "name": row,
+            "title": title,
+            "figures": {name: value.to_json() for name, value in found[row].items()},
+        }
+        for row, (title, _) in sets.items()
+    ]
+    differences = [
+        {"row": row, "minus": other, "figures": _differences(found[row], found[other])}
+        for row, other in (("prior", "gaussian_fit_prior"), ("posterior", "gaussian_fit"))
+        if row in found
+    ]
+    return definitions, rows, differences
+
+
+def _differences(
+    row: Mapping[str, MetricValue], other: Mapping[str, MetricValue]
+) -> dict[str, dict[str, float]]:
+    """Paired bootstrap differences of two rows, for the metrics that give their replicates."""
+    return {
+        name: difference(value, other[name])
+        for name, value in row.items()
+        if value.replicates and len(value.replicates) == len(other[name].replicates)
+    }
 
 
 def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:

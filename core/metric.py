@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,17 +17,23 @@ __all__ = ["Metric", "MetricConfig", "MetricValue"]
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A figure with its bootstrap interval and its sample sizes."""
+    """A figure with its bootstrap interval and its sample sizes.
+
+    `replicates` holds the bootstrap's figures, in the order of the generator's draws: two values
+    of one metric, of equally large sets and with equal generators, are paired replicate by
+    replicate, so that their difference has an interval of its own.
+    """
 
     value: float
     low: float
     high: float
     n_samples: int
     n_reference: int
+    replicates: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The fields, for summary.json."""
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "replicates"}
 
 
 class MetricConfig(PartConfig):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .metric import MetricValue
 from .space import ImageSpace
 
-__all__ = ["mean_interval", "psnr", "rank_coverage", "ssim"]
+__all__ = ["difference", "mean_interval", "psnr", "rank_coverage", "ssim"]
 
 
 def mean_interval(
@@ -24,6 +24,19 @@ def mean_interval(
     means = values[picks.cpu()].mean(1)
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
     return MetricValue(float(values.mean()), float(low), float(high), count, count)
+
+
+def difference(a: MetricValue, b: MetricValue, level: float = 0.95) -> dict[str, float]:
+    """a − b with the percentile interval of their paired replicates, moved to centre on it.
+
+    Both values must come from sets of equal sizes with equal generators: the same reference images
+    and the same positions of the samples are drawn in each replicate.
+    """
+    replicates = torch.tensor(a.replicates).double() - torch.tensor(b.replicates).double()
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()
+    value = a.value - b.value
+    low, high = (value + torch.quantile(replicates - replicates.mean(), tails)).tolist()
+    return {"value": value, "low": min(low, value), "high": max(high, value)}
 
 
 def psnr(estimate: Tensor, truth: Tensor, space: ImageSpace) -> Tensor:

@@ -22,7 +22,7 @@ from .distances import distances
 from .gallery import gallery
 from .interval import LEVEL
 from .introduction import introduction, title
-from .restoration import checks, estimates, gains
+from .restoration import checks, estimates, gains, paired_differences
 from .settings import environment_rows, scopes
 from .verdict import verdict
 
@@ -67,6 +67,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "verdict": verdict(summary),
         "gallery": gallery(figures, _control_figures(run, summary), space),
         "distances": distances(summary),
+        "differences": paired_differences(summary),
         "estimates": estimates(summary),
         "gains": gains(summary),
         "checks": checks(summary),

@@ -58,6 +58,23 @@ def gains(summary: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     ]
 
 
+def paired_differences(summary: Mapping[str, Any]) -> list[tuple[str, list[Cell | None]]]:
+    """Learned minus untrained for each metric, with the interval of the paired bootstrap."""
+    titles = {
+        "prior": "prior minus fitted Gaussian",
+        "posterior": "posterior minus Wiener posterior",
+    }
+    rows = []
+    for found in summary.get("differences") or []:
+        figures = found["figures"]
+        cells = [
+            _cell(figures[name], 3, sign=True) if name in figures else None
+            for name in summary["metrics"]
+        ]
+        rows.append((titles.get(found["row"], found["row"]), cells))
+    return rows
+
+
 def checks(summary: Mapping[str, Any]) -> list[Check]:
     """χ² of posterior samples and −log p(y) of held-out measurements."""
     space = summary.get("measurement_space") or {}

@@ -120,7 +120,7 @@ class C2ST(Metric):
         b = draw_counts(m, settings.bootstrap, generator)
         replicates = ((a @ wins) * b).sum(1) / (n * m)
         low, high = centred_interval(value, replicates, settings.level, bounds=(0.0, 1.0))
-        return MetricValue(value, low, high, n, m)
+        return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
 
 
 def _standardise(rows: Tensor, max_dimension: int) -> Tensor:

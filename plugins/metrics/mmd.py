@@ -77,8 +77,9 @@ class MMD(Metric):
         value = float(_weighted(xx, xy, yy, xx.new_ones(1, n), yy.new_ones(1, m)))
         a = draw_counts(n, self.config.bootstrap, generator)
         b = draw_counts(m, self.config.bootstrap, generator)
-        low, high = centred_interval(value, _weighted(xx, xy, yy, a, b), self.config.level)
-        return MetricValue(value, low, high, n, m)
+        replicates = _weighted(xx, xy, yy, a, b)
+        low, high = centred_interval(value, replicates, self.config.level)
+        return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
 
 
 def _median_off_diagonal(squares: Tensor) -> Tensor:

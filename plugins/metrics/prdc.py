@@ -83,10 +83,9 @@ class _NeighbourMetric(Metric):
         value = float(self._figure(inside, inside.new_ones(1, n), inside.new_ones(1, m)))
         a = draw_counts(n, self.config.bootstrap, generator)
         b = draw_counts(m, self.config.bootstrap, generator)
-        low, high = centred_interval(
-            value, self._figure(inside, a, b), self.config.level, self._bounds
-        )
-        return MetricValue(value, low, high, len(x), len(y))
+        replicates = self._figure(inside, a, b)
+        low, high = centred_interval(value, replicates, self.config.level, self._bounds)
+        return MetricValue(value, low, high, len(x), len(y), tuple(replicates.tolist()))
 
     def _inside(self, samples: Tensor, reference: Tensor) -> Tensor:
         """1 where a sample lies in a reference image's ball, else 0: float64 of shape (n, m)."""

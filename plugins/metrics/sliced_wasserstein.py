@@ -92,7 +92,7 @@ class SlicedWasserstein(Metric):
                 steps,
             )
         low, high = centred_interval(value, replicates, self.config.level, bounds=(0.0, torch.inf))
-        return MetricValue(value, low, high, n, m)
+        return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
 
 
 def _common_steps(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowdiff.core import ImageSpace
-from flowdiff.core.statistics import mean_interval, psnr, rank_coverage, ssim
+from flowdiff.core import ImageSpace, MetricValue
+from flowdiff.core.statistics import difference, mean_interval, psnr, rank_coverage, ssim
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -135,3 +135,17 @@ def test_rank_coverage_sees_width() -> None:
     _, wide = rank_coverage(2 * samples, truth)
     assert (narrow < nominal - 0.05).all()
     assert (wide > nominal + 0.02).all()
+
+
+def test_difference_is_paired() -> None:
+    """Replicates that move together leave a difference with no interval."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(500, generator=generator)
+    own = 0.1 * torch.randn(500, generator=generator)
+    a = MetricValue(2.0, 0.0, 4.0, 9, 9, tuple((2 + common + own).tolist()))
+    b = MetricValue(1.5, -0.5, 3.5, 9, 9, tuple((1.5 + common).tolist()))
+    found = difference(a, b)
+    assert found["value"] == pytest.approx(0.5)
+    assert found["low"] == pytest.approx(0.5 - 1.96 * 0.1, abs=0.03)
+    assert found["high"] == pytest.approx(0.5 + 1.96 * 0.1, abs=0.03)
+    assert "replicates" not in a.to_json()
