@@ -70,6 +70,8 @@ def build_operator(
                 raise UserError(f"operator {name} is complete and cannot follow another part")
             return part
         if isinstance(part, NoiseModel):
+            if settings is not chain[-1]:
+                raise UserError(f"operator {name} is a noise, so nothing can follow it")
             return ComposedOperator(context, maps, (name, part))
         maps.append((name, part))
         place = replace(place, space=ImageSpace(part.codomain.shape, space.value_range))

@@ -43,7 +43,8 @@ def overview(figures: Mapping[str, Tensor], space: ImageSpace) -> bytes | None:
     if "samples" in found:
         found |= {f"samples/{i}": x for i, x in enumerate(found["samples"])}
     rows = [(label, name, found[name][:COLUMNS]) for name, label in ROWS if name in found]
-    figure = Figure(figsize=(10, 0.78 * len(rows)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, 0.78 * len(rows)), dpi=130)
+    figure.subplots_adjust(left=0.16, right=0.998, bottom=0.005, top=0.995, hspace=0.1)
     canvas = FigureCanvasAgg(figure)
     for axes, (label, name, x) in zip(
         figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True
