@@ -59,56 +59,73 @@ def _figure(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def table(out: Path) -> None:
-    """Prints every run's rows as Markdown."""
-    for operator in OPERATORS:
-        for folder in sorted(out.glob(f"{operator}-*")):
-            if not (folder / "summary.json").exists():
-                continue
+def _summaries(out: Path, operator: str) -> list[dict[str, Any]]:
+    found = []
+    for folder in sorted(out.glob(f"{operator}-*")):
+        if (folder / "summary.json").exists():
             summary = json.loads((folder / "summary.json").read_text())
-            process = json.loads((folder / "process.json").read_text())
-            print(f"\n### {operator}, seed {summary['seed']}\n")
-            print(
-                f"{process['seconds']:.0f} s and {process['peak_bytes'] / 1e9:.2f} GB in all; "
-                f"{summary['cost']['training_steps']} steps in "
-                f"{summary['cost']['training_seconds']:.0f} s.\n"
-            )
-            names = [summary["metrics"][m]["title"] for m in METRICS]
-            print("| row | " + " | ".join(names) + " |")
-            print("|---" * (len(METRICS) + 1) + "|")
-            rows = {row["name"]: row["figures"] for row in summary["rows"]}
-            for name, title in ROWS.items():
-                if name in rows:
-                    cells = " | ".join(_figure(rows[name][m]) for m in METRICS)
-                    print(f"| {title} | {cells} |")
-            restoration = summary["restoration"]
-            print(
-                f"\nPSNR in dB, n = {restoration['n']}, {restoration['images']} images: "
-                + "; ".join(
-                    f"{row['title']} {_figure(row['psnr'])}" for row in restoration["rows"]
-                )
-            )
-            gain = restoration["psnr_gain_of_posterior_mean_over"]
-            print(
-                "\nPosterior mean minus Wiener mean, exact: "
-                + _figure(gain["wiener_mean"])
-                + "; of as many samples: "
-                + _figure(gain["wiener_sample_mean"])
-            )
-            space = summary["measurement_space"]
-            print(
-                "\nχ² of samples: flow "
-                + _figure(space["chi2"]["posterior"])
-                + ", untrained "
-                + _figure(space["chi2"]["gaussian_fit"])
-            )
-            print(
-                "\nNegative ELBO "
-                + _figure(space["negative_elbo"])
-                + ", untrained −log p(y) "
-                + _figure(space["gaussian_fit_nll"])
-                + " nats per held-out measurement"
-            )
+            summary["process"] = json.loads((folder / "process.json").read_text())
+            found.append(summary)
+    return found
+
+
+def _rows(summary: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row["figures"] for row in summary["rows"]}
+
+
+def overview(summaries: list[dict[str, Any]]) -> None:
+    """One line per figure, one column per seed."""
+    lines: dict[str, list[str]] = {"": [], "whole process": []}
+    for summary in summaries:
+        rows, process = _rows(summary), summary["process"]
+        lines[""].append(f"seed {summary['seed']}")
+        lines["whole process"].append(
+            f"{process['seconds']:.0f} s, {process['peak_bytes'] / 1e9:.2f} GB"
+        )
+        for metric in ("c2st", "density", "coverage"):
+            title = summary["metrics"][metric]["title"]
+            for row in ("posterior", "gaussian_fit", "prior", "gaussian_fit_prior"):
+                lines.setdefault(f"{title}, {ROWS[row]}", []).append(_figure(rows[row][metric]))
+            for found in summary["differences"]:
+                label = f"{title}, {found['row']} minus untrained, paired"
+                lines.setdefault(label, []).append(_figure(found["figures"][metric]))
+        restoration, space = summary["restoration"], summary["measurement_space"]
+        for row in restoration["rows"]:
+            lines.setdefault(f"PSNR, {row['title']}", []).append(_figure(row["psnr"]))
+        gain = restoration["psnr_gain_of_posterior_mean_over"]["wiener_mean"]
+        lines.setdefault("PSNR gain over the exact Wiener mean, paired", []).append(_figure(gain))
+        for row in ("posterior", "gaussian_fit"):
+            lines.setdefault(f"χ² of samples, {ROWS[row]}", []).append(_figure(space["chi2"][row]))
+        lines.setdefault("negative ELBO, nats", []).append(_figure(space["negative_elbo"]))
+        lines.setdefault("−log p(y), untrained, nats", []).append(
+            _figure(space["gaussian_fit_nll"])
+        )
+    for number, (label, cells) in enumerate(lines.items()):
+        print(f"| {label} | " + " | ".join(cells) + " |")
+        if number == 0:
+            print("|---" * (len(cells) + 1) + "|")
+
+
+def every_row(summary: dict[str, Any]) -> None:
+    """All rows and metrics of one run, controls included."""
+    names = [summary["metrics"][m]["title"] for m in METRICS]
+    print("| row | " + " | ".join(names) + " |")
+    print("|---" * (len(METRICS) + 1) + "|")
+    rows = _rows(summary)
+    for name, title in ROWS.items():
+        if name in rows:
+            print(f"| {title} | " + " | ".join(_figure(rows[name][m]) for m in METRICS) + " |")
+
+
+def table(out: Path) -> None:
+    """Prints what docs/results.md holds."""
+    for operator in OPERATORS:
+        summaries = _summaries(out, operator)
+        if summaries:
+            print(f"\n### {operator}\n")
+            overview(summaries)
+            print(f"\nEvery row of seed {summaries[0]['seed']}:\n")
+            every_row(summaries[0])
 
 
 def main() -> None:
