@@ -1,10 +1,10 @@
 """The Python API: a run, from options to a finished folder, and what it serves afterwards.
 
-import flowdiff
+::
 
-run = flowdiff.run(op="gaussian_blur", out="runs/digits")
-run.sample(64)           # images of the learned prior, (64, C, H, W)
-run.restore(y)           # posterior samples of new measurements, (n, B, C, H, W)
+    run = flowdiff.run(op="gaussian_blur", out="runs/digits")
+    run.sample(64)           # images of the learned prior, (64, C, H, W)
+    run.restore(y)           # posterior samples of new measurements, (n, B, C, H, W)
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from .checkpoint import Checkpoint, latest
 from .config import Request, RunConfig, parse_setting, read_config, resolve
+from .controls import ask_for_controls, control_config, merge_controls, wanted_controls
 from .counting import CallCounter
-from .errors import RunError, UserError
-from .evaluation import Evaluation, evaluate
+from .errors import UserError
+from .evaluation import evaluate
 from .files import write_bytes, write_json
 from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .loop import InterruptedRunError, train
-from .memory import peak_memory
 from .observation import Observation
 from .progress import Progress, SilentProgress
 from .registry import ComponentRecord, Registry, get_registry
 from .session import Session
+from .summary import summarise
 
 __all__ = ["Run", "open_run", "resolve_request", "resume", "run"]
-
-CONTROLS = ("oracle", "naive")
 
 
 def run(
@@ -213,14 +213,14 @@ class Run:
                 content = environment(self.config, _packages(self.config, self.registry))
                 write_json(self.folder.environment_file, content)
             if controls:
-                write_json(self.folder.path / "controls.json", list(CONTROLS))
+                ask_for_controls(self.folder)
             status = "failed"
             caller.run_started(self)
             try:
                 self._train(progress, caller)
-                for name in self._wanted_controls():
-                    self._control(name, progress)
-                self._merge_controls()
+                for name in wanted_controls(self.folder):
+                    self._train_control(name, progress)
+                merge_controls(self.folder)
                 write_report(self, caller.report_sections(self))
                 status = "finished"
             except (InterruptedRunError, KeyboardInterrupt):
@@ -246,124 +246,27 @@ class Run:
         train(session, self.folder, versions(), progress, _Bound(caller, self))
         training_calls = dict(counter.counts)
         evaluation = evaluate(session, self.registry, counter, progress)
-        self._save(session, evaluation, training_calls)
+        write_bytes(self.folder.figures_file, save(evaluation.images))
+        control = "control" in self.registry.find("method", self.config.method["name"]).tags
+        write_json(
+            self.folder.summary_file, summarise(session, evaluation, training_calls, control)
+        )
         caller.evaluation_finished(self, self.summary)
 
-    def _save(
-        self, session: Session, evaluation: Evaluation, training_calls: dict[str, int]
-    ) -> None:
-        from safetensors.torch import save
-
-        write_bytes(self.folder.figures_file, save(evaluation.images))
-        method = session.method
-        cost = {
-            "training_steps": session.context.step,
-            "training_seconds": session.seconds,
-            "preparation_seconds": session.setup_seconds,
-            "training_network_calls": training_calls,
-            "peak_memory_bytes": peak_memory(),
-            "parameters": {
-                name: sum(p.numel() for p in part.parameters())
-                for name, part in (
-                    ("prior", session.context.prior),
-                    ("posterior", session.context.posterior),
-                )
-                if part is not None
-            },
-            **evaluation.summary.pop("cost"),
-        }
-        train_count = len(session.measurements.train)
-        summary = {
-            "schema": 1,
-            "status": "finished",
-            "interval_level": 0.95,
-            "control": "control" in self.registry.find("method", self.config.method["name"]).tags,
-            "method": self.config.method["name"],
-            "prior": self.config.prior["name"] if self.config.prior else None,
-            "posterior": self.config.posterior["name"] if self.config.posterior else None,
-            "operator": self.config.operator,
-            "data": self.config.data["name"],
-            "fold": self.config.data.get("fold"),
-            "seed": self.config.seed,
-            "shape": list(session.context.space.shape),
-            "value_range": session.context.space.value_range,
-            "measurements_shown_as": "themselves"
-            if session.measurements.heldout.y.shape[1:] == session.context.space.shape
-            and not session.measurements.heldout.y.is_complex()
-            else "their adjoint",
-            "measurements": {
-                "train": train_count,
-                "heldout": len(session.measurements.heldout),
-                "digest": session.measurements.digest,
-            },
-            "clean_images_used": train_count if method.needs_clean else 0,
-            **evaluation.summary,
-            "cost": cost,
-        }
-        write_json(self.folder.summary_file, summary)
-
-    def _wanted_controls(self) -> list[str]:
-        path = self.folder.path / "controls.json"
-        if not path.exists():
-            return []
-        names: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        return names
-
-    def _control(self, name: str, progress: Progress) -> None:
+    def _train_control(self, name: str, progress: Progress) -> None:
         """Runs one control in ``controls/<name>``, or continues it."""
         path = self.folder.controls / name
-        if (path / "config.yaml").exists():
-            control = Run(RunFolder.open(path), self.registry)
-        else:
-            config = self._control_config(name)
-            try:
+        try:
+            if (path / "config.yaml").exists():
+                control = Run(RunFolder.open(path), self.registry)
+            else:
                 progress.message(f"control: {name}")
+                config = control_config(self.config, name, self.registry)
                 self.folder.controls.mkdir(exist_ok=True)
                 control = Run.create(path, config, progress=progress)
-            except UserError as error:
-                progress.message(f"control {name} is left out: {error}")
-                return
-        try:
             control.finish(progress=progress)
         except UserError as error:
             progress.message(f"control {name} is left out: {error}")
-
-    def _control_config(self, name: str) -> RunConfig:
-        """The run's configuration with another method, which takes over the common settings."""
-        cls: Any = self.registry.load("method", name)
-        shared = {k: v for k, v in self.config.method.items() if k in cls.Config.model_fields}
-        own = cls.Config(**shared).model_dump(mode="json")
-        return self.config.model_copy(update={"method": {"name": name, **own}, "posterior": None})
-
-    def _merge_controls(self) -> None:
-        """Adds the controls' prior rows to summary.json, beside this run's."""
-        summary = self.summary
-        rows = [row for row in summary["rows"] if not row.get("control")]
-        for name in self._wanted_controls():
-            path = self.folder.controls / name / "summary.json"
-            if not path.exists():
-                continue
-            control = json.loads(path.read_text(encoding="utf-8"))
-            if control["measurements"]["digest"] != summary["measurements"]["digest"]:
-                raise RunError(f"control {name} was trained on other measurements")
-            learned = next(row for row in control["rows"] if row["name"] == "prior")
-            title = {
-                "oracle": "oracle: the prior trained on clean images",
-                "naive": "naive: the prior trained on measurements as if clean",
-            }[name]
-            rows.append(
-                {
-                    **learned,
-                    "name": name,
-                    "title": title,
-                    "control": True,
-                    "clean_images_used": control["clean_images_used"],
-                    "seconds": control["cost"]["training_seconds"],
-                }
-            )
-        if rows != summary["rows"]:
-            summary["rows"] = rows
-            write_json(self.folder.summary_file, summary)
 
     def _checkpoint(self) -> Checkpoint | None:
         path = latest(self.folder.checkpoints)

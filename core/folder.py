@@ -38,6 +38,7 @@ class RunFolder:
         self.figures_file = path / "figures.safetensors"
         self.checkpoints = path / "checkpoints"
         self.controls = path / "controls"
+        self.controls_file = path / "controls.json"
 
     @staticmethod
     def check_new(path: Path) -> None:

@@ -3,14 +3,15 @@
     python -m tests.benchmarks.kill_and_resume --kills 20 --seed 0
 
 Prints each kill, and ends with 1 if weights, averages, random state or metrics.jsonl differ, or if
-any file could not be read. Each kill waits a random time after the process has begun to train, or
-after its start, so that every stage is hit.
+any file could not be read. A run that finishes in spite of its kills is compared, and the next one
+is begun, until there were that many kills.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,44 +33,45 @@ def main() -> int:
     options = parser.parse_args()
     chance = random.Random(options.seed)
     base = [sys.executable, "-m", "flowdiff", "run"]
+    start = [*base, *arguments(), *LONGER, "--out"]
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
-        start = time.monotonic()
-        subprocess.run(
-            [*base, "--out", whole, *arguments(), *LONGER], check=True, stdout=subprocess.DEVNULL
-        )
-        length = time.monotonic() - start
+        since = time.monotonic()
+        subprocess.run([*start, whole], check=True, stdout=subprocess.DEVNULL)
+        length = time.monotonic() - since
         print(f"uninterrupted: {length:.1f} s")
-        for kill in range(options.kills):
+        expected = fingerprint(whole)
+        kills = finished = 0
+        while kills < options.kills or finished == 0:
             fresh = not (broken / "config.yaml").exists()
-            command = (
-                [*base, "--out", broken, *arguments(), *LONGER]
-                if fresh
-                else [*base, "--resume", broken]
-            )
             process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [*start, broken] if fresh else [*base, "--resume", broken],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
-            # Most of a process' life is import; half of the kills come early, half anywhere.
-            wait = chance.uniform(0, 1.2 * length if kill % 2 else 0.6 * length)
+            # After the last kill the run is left to finish.
+            wait = chance.uniform(0, 1.1 * length) if kills < options.kills else 100 * length
             try:
-                process.wait(wait)
-                ended = f"had ended with {process.returncode}"
+                if process.wait(wait):
+                    print(f"a run failed with {process.returncode}")
+                    return 1
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
-                ended = "killed"
-            _assert_readable(broken)
-            found = sorted(p.stem for p in (broken / "checkpoints").glob("step-*"))
-            print(f"{kill + 1:2}: after {wait:5.2f} s {ended}; checkpoints {', '.join(found)}")
-        if not (broken / "config.yaml").exists():
-            print("no kill came after the first file")
-            return 1
-        subprocess.run([*base, "--resume", broken], check=True, stdout=subprocess.DEVNULL)
-        left, right = fingerprint(whole), fingerprint(broken)
-    for key in left:
-        print(f"{key:14} {'equal' if left[key] == right[key] else 'DIFFERS'}")
-    return 0 if left == right else 1
+                kills += 1
+                _assert_readable(broken)
+                found = sorted(p.stem for p in (broken / "checkpoints").glob("step-*"))
+                print(f"kill {kills:2} after {wait:5.2f} s; {', '.join(found) or 'no checkpoint'}")
+                continue
+            finished += 1
+            differ = [key for key, value in fingerprint(broken).items() if value != expected[key]]
+            print(
+                f"finished, {kills} kills so far: {'DIFFERS in ' + str(differ) if differ else 'equal'}"
+            )
+            if differ:
+                return 1
+            shutil.rmtree(broken)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""summary.json: what a run was, and what it is worth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .evaluation import Evaluation
+from .memory import peak_memory
+from .metric import MetricConfig
+from .session import Session
+
+__all__ = ["summarise"]
+
+
+def summarise(
+    session: Session, evaluation: Evaluation, training_calls: dict[str, int], control: bool
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+        session: the trained run.
+        evaluation: its figures.
+        training_calls: network evaluations that training took, counted.
+        control: whether the method is a control, not a way to learn from measurements.
+    """
+    config, context, method = session.config, session.context, session.method
+    figures = dict(evaluation.summary)
+    parts = {"prior": context.prior, "posterior": context.posterior}
+    cost = {
+        "training_steps": context.step,
+        "training_seconds": session.seconds,
+        "preparation_seconds": session.setup_seconds,
+        "training_network_calls": training_calls,
+        "peak_memory_bytes": peak_memory(),
+        "parameters": {
+            name: sum(p.numel() for p in part.parameters())
+            for name, part in parts.items()
+            if part is not None
+        },
+        **figures.pop("cost"),
+    }
+    heldout, count = session.measurements.heldout, len(session.measurements.train)
+    is_image = heldout.y.shape[1:] == context.space.shape and not heldout.y.is_complex()
+    return {
+        "schema": 1,
+        "status": "finished",
+        "interval_level": MetricConfig.model_fields["level"].default,
+        "control": control,
+        "method": config.method["name"],
+        "prior": config.prior["name"] if config.prior else None,
+        "posterior": config.posterior["name"] if config.posterior else None,
+        "operator": config.operator,
+        "data": config.data["name"],
+        "fold": config.data.get("fold"),
+        "seed": config.seed,
+        "shape": list(context.space.shape),
+        "value_range": context.space.value_range,
+        "measurements_shown_as": "themselves" if is_image else "their adjoint",
+        "measurements": {
+            "train": count,
+            "heldout": len(heldout),
+            "digest": session.measurements.digest,
+        },
+        "clean_images_used": count if method.needs_clean else 0,
+        **figures,
+        "cost": cost,
+    }
