@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .checkpoint import Checkpoint, latest
-from .config import Request, RunConfig, parse_setting, read_config, resolve
+from .config import Request, RunConfig, read_config, resolve, settings_of
 from .controls import ask_for_controls, control_config, merge_controls, wanted_controls
 from .counting import CallCounter
 from .errors import UserError
@@ -65,7 +64,7 @@ def run(
         op: the operator, parts joined by ``+``.
         method: name of the method.
         data: name of the data set.
-        out: the run folder, new or empty; by default ``runs/<data>-<op>-<seed>``.
+        out: the run folder, new or empty; by default ``runs/<data>-<op>-<method>-<seed>``.
         preset: ``quick``, ``standard`` or ``large``.
         seed: root of every random stream.
         device: ``cpu``, ``cuda`` or ``auto``.
@@ -94,7 +93,7 @@ def run(
         device=device,
         threads=threads,
         file={} if config is None else read_config(Path(config)),
-        settings=[parse_setting(f"{k}={json.dumps(v)}") for k, v in (settings or {}).items()],
+        settings=settings_of(settings or {}),
     )
     resolved = resolve_request(request)
     folder = Path(out) if out is not None else default_folder(resolved)

@@ -27,6 +27,7 @@ __all__ = [
     "parse_setting",
     "read_config",
     "resolve",
+    "settings_of",
     "to_yaml",
 ]
 
@@ -121,15 +122,38 @@ def parse_setting(text: str) -> tuple[str, Any]:
     path = path.strip()
     if not equals or not path:
         raise UserError(f"--set {text}: write it as --set SCOPE.KEY=VALUE")
-    scope, dot, _ = path.partition(".")
-    if scope not in SCOPES:
-        raise UserError(f"--set {text}: unknown scope {scope!r}{suggest(scope, SCOPES)}")
-    if not dot:
-        raise UserError(f"--set {text}: name a key, such as --set {scope}.KEY=VALUE")
+    _check_path(path)
     try:
         return path, yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text}: the value is not valid YAML") from error
+
+
+def settings_of(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The Python API's settings as `parse_setting` gives them; paths and numpy scalars are taken.
+
+    Raises:
+        UserError: not a mapping, or an unknown first word.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError("settings must be a mapping such as {'prior.channels': 64}")
+    found = []
+    for path, value in values.items():
+        _check_path(str(path))
+        if isinstance(value, Path):
+            value = str(value)
+        elif hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+            value = value.item()
+        found.append((str(path), value))
+    return found
+
+
+def _check_path(path: str) -> None:
+    scope, dot, _ = path.partition(".")
+    if scope not in SCOPES:
+        raise UserError(f"--set {path}: unknown scope {scope!r}{suggest(scope, SCOPES)}")
+    if not dot:
+        raise UserError(f"--set {path}: name a key, such as --set {scope}.KEY=VALUE")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -150,6 +174,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}{where}: not valid YAML") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping with keys such as prior, operator, data")
+    _check_keys(content, path)
     for key in content:
         if key not in RunConfig.model_fields:
             raise UserError(
@@ -160,6 +185,18 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: config_schema is {content['config_schema']}, this flowdiff reads 1"
         )
     return content
+
+
+def _check_keys(value: Any, path: Path) -> None:
+    """Refuses keys that are no text, such as ``5:``, at any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{path}: the key {key!r} is not text; put it in quotes")
+            _check_keys(inner, path)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_keys(inner, path)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -266,21 +303,39 @@ def _resolve_scope(
     return _resolve_part(registry, kind, str(name), scope, request.preset, own, overrides)
 
 
+def _listed_operator(request: Request) -> list[tuple[str, dict[str, Any]]]:
+    """The chain of the configuration file: names, mappings with ``name``, or one string."""
+    listed = request.file.get("operator")
+    if listed is None:
+        return []
+    if isinstance(listed, str):
+        return [(name.strip(), {}) for name in listed.split("+")]
+    chain: list[tuple[str, dict[str, Any]]] = []
+    for part in listed if isinstance(listed, list) else [listed]:
+        if isinstance(part, str):
+            chain.append((part, {}))
+        elif isinstance(part, dict) and isinstance(part.get("name"), str):
+            chain.append((part["name"], {k: v for k, v in part.items() if k != "name"}))
+        else:
+            raise UserError(
+                f"configuration key 'operator': {part!r} is no part; write a name, or a mapping "
+                "with name and settings"
+            )
+    return chain
+
+
 def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dict[str, Any]]]:
     """The chain with the settings of the file; a default noise is added where there is none."""
     from .operator import DeterministicMap
 
-    listed = request.file.get("operator")
-    if request.op is None and isinstance(listed, list):
-        chain = [
-            (str(part.get("name")), {k: v for k, v in part.items() if k != "name"})
-            for part in listed
-            if isinstance(part, dict)
-        ]
+    listed = _listed_operator(request)
+    if request.op is not None:
+        # Parts that the file names too keep the file's settings, as a prior or a method does.
+        known = dict(listed)
+        chain = [(n.strip(), known.get(n.strip(), {})) for n in request.op.split("+")]
     else:
-        text = request.op or (listed if isinstance(listed, str) else DEFAULT_OPERATOR)
-        chain = [(name.strip(), {}) for name in text.split("+")]
-    if not chain or any(not name for name, _ in chain):
+        chain = listed or [(name, {}) for name in DEFAULT_OPERATOR.split("+")]
+    if any(not name for name, _ in chain):
         raise UserError(
             f"--op {request.op!r}: write names joined by +, such as {DEFAULT_OPERATOR}"
         )
@@ -292,7 +347,7 @@ def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dic
                 "come last; a chain has exactly one noise, at its end"
             )
     if issubclass(classes[-1], DeterministicMap):
-        chain.append((DEFAULT_NOISE, {}))
+        chain.append((DEFAULT_NOISE, dict(listed).get(DEFAULT_NOISE, {})))
     return chain
 
 

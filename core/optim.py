@@ -37,7 +37,7 @@ class Trainable:
         module: what is trained.
         config: learning rate, clipping norm, warm-up steps, final fraction of the learning rate,
             decay of the moving average.
-        total_steps: number of updates in the whole run.
+        total_steps: updates after which the learning rate stays at `final_lr` times its peak.
     """
 
     def __init__(self, module: nn.Module, config: OptimConfig, total_steps: int) -> None:

@@ -30,7 +30,10 @@ class PriorOnly(Method):
 
         lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
         clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
-        warmup: int = Field(50, ge=0, description="steps of linear warm-up")
+        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
+        prior_decay: float = Field(
+            0.5, gt=0, le=1, description="share of the run over which the prior's rate decays"
+        )
         final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rate")
         ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
         beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
@@ -60,7 +63,11 @@ class PriorOnly(Method):
             ema=own.ema,
             beta2=own.beta2,
         )
-        self.trainables = {"prior": Trainable(ctx.prior, optim, ctx.total_steps)}
+        self.trainables = {
+            "prior": Trainable(
+                ctx.prior, optim, round(own.prior_decay * ctx.total_steps * own.prior_steps)
+            )
+        }
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         assert ctx.prior is not None

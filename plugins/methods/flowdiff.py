@@ -63,7 +63,10 @@ class FlowDiff(Method):
         clip_posterior: float = Field(
             50.0, gt=0, description="gradient norm limit of the posterior (its loss is in nats)"
         )
-        warmup: int = Field(50, ge=0, description="steps of linear warm-up")
+        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
+        prior_decay: float = Field(
+            0.5, gt=0, le=1, description="share of the run over which the prior's rate decays"
+        )
         final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rates")
         ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
         beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
@@ -99,7 +102,7 @@ class FlowDiff(Method):
             "prior": Trainable(
                 ctx.prior,
                 self._optim(self.config.lr_prior, self.config.clip_prior),
-                ctx.total_steps,
+                round(self.config.prior_decay * ctx.total_steps * self.config.prior_steps),
             ),
             "posterior": Trainable(
                 ctx.posterior,

@@ -65,9 +65,8 @@ def main() -> int:
                 continue
             finished += 1
             differ = [key for key, value in fingerprint(broken).items() if value != expected[key]]
-            print(
-                f"finished, {kills} kills so far: {'DIFFERS in ' + str(differ) if differ else 'equal'}"
-            )
+            verdict = f"DIFFERS in {differ}" if differ else "equal"
+            print(f"finished, {kills} kills so far: {verdict}")
             if differ:
                 return 1
             shutil.rmtree(broken)
