@@ -28,9 +28,10 @@ from .evaluation import evaluate
 from .files import write_bytes, write_json
 from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
+from .intake import as_observation
 from .loop import InterruptedRunError, train
-from .observation import Observation
 from .progress import Progress, SilentProgress
+from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
 from .session import Session
 from .summary import summarise
@@ -149,6 +150,7 @@ class Run:
         config: RunConfig,
         *,
         hooks: Sequence[str] = (),
+        measurements_file: Path | None = None,
         progress: Progress | None = None,
     ) -> Run:
         """A new run folder; nothing is trained yet.
@@ -164,7 +166,7 @@ class Run:
         torch.set_num_threads(config.threads)
         (progress or SilentProgress()).message("preparing measurements, moments and networks")
         since = time.monotonic()
-        session = Session.build(config, registry)
+        session = Session.build(config, registry, measurements_file)
         session.setup_seconds = time.monotonic() - since
         created = cls(RunFolder.create(path, config), registry)
         session.measurements.save(created.folder.measurements_file)
@@ -217,9 +219,11 @@ class Run:
             caller.run_started(self)
             try:
                 self._train(progress, caller)
-                for name in wanted_controls(self.folder):
-                    self._train_control(name, progress)
-                merge_controls(self.folder)
+                if wanted_controls(self.folder):
+                    write_report(self, caller.report_sections(self))
+                    for name in wanted_controls(self.folder):
+                        self._train_control(name, progress)
+                    merge_controls(self.folder)
                 write_report(self, caller.report_sections(self))
                 status = "finished"
             except (InterruptedRunError, KeyboardInterrupt):
@@ -237,14 +241,18 @@ class Run:
         if session is None:
             progress.message("preparing measurements, moments and networks")
             since = time.monotonic()
-            session = self._session(self._checkpoint())
+            checkpoint = self._checkpoint()
+            if checkpoint is not None:
+                self._compare_versions(checkpoint, progress)
+            session = self._session(checkpoint)
             session.setup_seconds = time.monotonic() - since
         self._built = None
         counter = CallCounter(session.context.prior, session.context.posterior, session.calls)
         session.calls = counter.counts
-        train(session, self.folder, versions(), progress, _Bound(caller, self))
+        made_with = versions() | _packages(self.config, self.registry)
+        train(session, self.folder, made_with, progress, _Bound(caller, self))
         training_calls = dict(counter.counts)
-        evaluation = evaluate(session, self.registry, counter, progress)
+        evaluation = evaluate(session, counter, progress)
         write_bytes(self.folder.figures_file, save(evaluation.images))
         control = "control" in self.registry.find("method", self.config.method["name"]).tags
         write_json(
@@ -262,8 +270,17 @@ class Run:
                 progress.message(f"control: {name}")
                 config = control_config(self.config, name, self.registry)
                 self.folder.controls.mkdir(exist_ok=True)
-                control = Run.create(path, config, progress=progress)
+                control = Run.create(
+                    path,
+                    config,
+                    measurements_file=self.folder.measurements_file,
+                    progress=progress,
+                )
             control.finish(progress=progress)
+        except InterruptedRunError as error:
+            raise InterruptedRunError(
+                f"stopped in the control {name}; continue with flowdiff run --resume {self.path}"
+            ) from error
         except UserError as error:
             progress.message(f"control {name} is left out: {error}")
 
@@ -278,6 +295,18 @@ class Run:
                 "start a new run with --config and --out"
             )
         return checkpoint
+
+    def _compare_versions(self, checkpoint: Checkpoint, progress: Progress) -> None:
+        now = versions() | _packages(self.config, self.registry)
+        changed = [
+            f"{name} {old} is now {now.get(name, 'absent')}"
+            for name, old in checkpoint.versions.items()
+            if now.get(name) != old
+        ]
+        if changed:
+            progress.message(
+                f"warning: {', '.join(changed)}; results may differ from those of a whole run"
+            )
 
     def _session(self, checkpoint: Checkpoint | None) -> Session:
         return Session.build(self.config, self.registry, self.folder.measurements_file, checkpoint)
@@ -303,11 +332,12 @@ class Run:
             seed: of the draws; equal seeds give equal images.
             steps: sampler steps; None for the prior's own default.
         """
-        from .random import Streams
-
         session = self.session
         if "sample" not in session.method.artifacts:
             raise UserError(f"method {self.config.method['name']} learns no prior to sample")
+        _check_count("n", n)
+        if steps is not None:
+            _check_count("steps", steps)
         generator = Streams(seed, session.context.device).fresh("sample")
         with session.method.serving():
             return torch.cat(
@@ -325,26 +355,24 @@ class Run:
         """Posterior samples of measurements, with shape (n, B, C, *spatial).
 
         Args:
-            y: measurements, with shape (B, *codomain).
+            y: measurements, with shape (B, *codomain); a tensor or an array.
             n: samples per measurement.
             params: operator parameters of each, where the operator has any.
             seed: of the draws.
-        """
-        from .random import Streams
 
+        Raises:
+            UserError: the run learned no posterior, or y and params do not fit its operator.
+        """
         session = self.session
         if "restore" not in session.method.artifacts:
             raise UserError(f"method {self.config.method['name']} learns no posterior")
-        operator = session.context.operator
-        if tuple(y.shape[1:]) != operator.codomain.shape:
-            raise UserError(
-                f"measurements have shape {tuple(y.shape[1:])} each, the operator gives "
-                f"{operator.codomain.shape}"
-            )
-        observation = Observation(y, dict(params or {}), operator).to(session.context.device)
+        _check_count("n", n)
+        observation = as_observation(y, params or {}, session.context.operator)
         generator = Streams(seed, session.context.device).fresh("restore")
         with session.method.serving():
-            return session.method.restore(observation, n, session.context, generator).cpu()
+            return session.method.restore(
+                observation.to(session.context.device), n, session.context, generator
+            ).cpu()
 
     def report(self) -> Path:
         """Writes report.html anew from what the run folder holds."""
@@ -353,6 +381,11 @@ class Run:
         caller = HookCaller.for_run(self.registry, _records(self.config, self.registry))
         write_report(self, caller.report_sections(self))
         return self.folder.report_file
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name}={value}: it must be 1 or more")
 
 
 class _Bound:

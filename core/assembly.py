@@ -11,6 +11,7 @@ from .config import RunConfig, split_settings
 from .dataset import Dataset
 from .errors import UserError
 from .method import Method
+from .metric import Metric, MetricConfig
 from .operator import DeterministicMap, ForwardOperator, NoiseModel
 from .part import BuildContext, Part
 from .posterior import AmortizedPosterior
@@ -19,7 +20,7 @@ from .random import derive_seed, seeded
 from .registry import Registry
 from .space import ImageSpace
 
-__all__ = ["Assembly", "build_dataset", "build_operator"]
+__all__ = ["Assembly", "build_dataset", "build_metrics", "build_operator"]
 
 
 def _factory(registry: Registry) -> Any:
@@ -45,6 +46,38 @@ def build_dataset(settings: Mapping[str, Any], registry: Registry) -> Dataset:
     cls: Any = registry.load("dataset", str(own.pop("name")))
     dataset: Dataset = cls(cls.Config(**own))
     return dataset
+
+
+def build_metrics(config: RunConfig, registry: Registry) -> dict[str, Metric]:
+    """The metrics of the evaluation by name.
+
+    Raises:
+        UserError: one cannot be loaded, or its Config lacks the common settings.
+    """
+    metrics: dict[str, Metric] = {}
+    for name in config.eval.metrics:
+        cls: Any = registry.load("metric", name)
+        if not issubclass(cls.Config, MetricConfig):
+            raise UserError(f"metric {name}: its Config does not derive from MetricConfig")
+        metrics[name] = cls(cls.Config(bootstrap=config.eval.bootstrap))
+    return metrics
+
+
+def check_sizes(metrics: Mapping[str, Metric], config: RunConfig, dataset: Dataset) -> None:
+    """Refuses splits that a metric cannot judge, before any training.
+
+    Raises:
+        UserError: a split, or ``eval.max_images``, is too small.
+    """
+    for split in ("reference", "second"):
+        count = min(len(dataset.split(split)), config.eval.max_images)
+        for name, metric in metrics.items():
+            if count < metric.at_least:
+                raise UserError(
+                    f"metric {name} needs at least {metric.at_least} images, and the {split} "
+                    f"split has {count}; give more images, or other metrics by "
+                    "--set eval.metrics=[mmd]"
+                )
 
 
 def build_operator(

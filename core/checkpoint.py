@@ -37,6 +37,7 @@ class Checkpoint:
         versions: versions of flowdiff, torch and the plug-in packages in use.
         method: the method's JSON state.
         calls: network evaluations so far.
+        guard: state of the loop's divergence guard.
         seconds: training time so far; the only entry that differs between equal runs.
     """
 
@@ -46,6 +47,7 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    guard: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def save(self, folder: Path) -> Path:
@@ -57,6 +59,7 @@ class Checkpoint:
             "versions": self.versions,
             "method": self.method,
             "calls": self.calls,
+            "guard": self.guard,
             "seconds": self.seconds,
         }
         path = folder / f"step-{self.step}.safetensors"
@@ -94,6 +97,7 @@ class Checkpoint:
             header["versions"],
             header["method"],
             header["calls"],
+            header.get("guard", {}),
             header["seconds"],
         )
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from .config import RunConfig
-from .errors import RunError
+from .errors import RunError, UserError
 from .files import write_json
 from .folder import RunFolder
 from .registry import Registry
@@ -26,10 +26,19 @@ def ask_for_controls(folder: RunFolder) -> None:
 
 
 def wanted_controls(folder: RunFolder) -> list[str]:
-    """The controls that were asked for."""
+    """The controls that were asked for.
+
+    Raises:
+        UserError: the note is damaged.
+    """
     if not folder.controls_file.exists():
         return []
-    names: list[str] = json.loads(folder.controls_file.read_text(encoding="utf-8"))
+    try:
+        names = json.loads(folder.controls_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder.controls_file} is damaged; delete it") from error
+    if not isinstance(names, list) or not set(names) <= set(CONTROLS):
+        raise UserError(f"{folder.controls_file} is damaged; delete it")
     return names
 
 

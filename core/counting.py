@@ -17,7 +17,7 @@ class CallCounter:
     """Counts images that went through the prior's network and samples that the posterior drew.
 
     Args:
-        prior: its `Network` modules are counted, or the prior itself where it has none.
+        prior: its `Network` modules are counted; a prior without any counts nothing.
         posterior: each pass of `rsample`, `sample` or `log_prob` counts once per sample.
         counts: counts so far, for a resumed run.
     """

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from .counting import CallCounter
-from .metric import Metric, MetricValue
+from .metric import MetricValue
 from .observation import Observation
 from .progress import Progress
-from .registry import Registry
 from .session import Session
 from .statistics import difference, mean_interval, psnr, rank_coverage, ssim
 from .wiener import Wiener, flatten_real
 
 __all__ = ["Evaluation", "evaluate"]
 
+ELBO_DRAWS = 8
+"""Posterior samples per measurement behind the negative ELBO, each with one noise level."""
 SHOWN = 32
 """Images of each set that are kept for the report."""
 
@@ -48,7 +49,6 @@ class _Work:
     """What the parts of an evaluation share."""
 
     session: Session
-    registry: Registry
     progress: Progress
     heldout: Observation
     truth: Tensor
@@ -61,14 +61,11 @@ class _Work:
         return self.session.context.streams.fresh(f"eval.{name}")
 
 
-def evaluate(
-    session: Session, registry: Registry, counter: CallCounter, progress: Progress
-) -> Evaluation:
+def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Evaluation:
     """Evaluates a trained session on held-out measurements and clean reference images.
 
     Args:
         session: the run, trained.
-        registry: where the metrics are found.
         counter: counts network evaluations.
         progress: told what is being done.
     """
@@ -80,9 +77,7 @@ def evaluate(
     heldout = session.measurements.heldout[: len(truth)]
     wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
     wiener.update(ctx.observations.params)
-    work = _Work(
-        session, registry, progress, heldout.to(ctx.device), truth, reference, wiener, counter
-    )
+    work = _Work(session, progress, heldout.to(ctx.device), truth, reference, wiener, counter)
 
     images: dict[str, Tensor] = {
         "reference": reference[:SHOWN],
@@ -198,15 +193,13 @@ def _compare(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     definitions: dict[str, Any] = {}
     found: dict[str, dict[str, MetricValue]] = {}
-    metrics: dict[str, Metric] = {}
-    for name in work.session.config.eval.metrics:
-        cls: Any = work.registry.load("metric", name)
-        metrics[name] = cls(cls.Config(bootstrap=work.session.config.eval.bootstrap))
+    metrics = work.session.metrics
+    for name, metric in metrics.items():
         definitions[name] = {
-            "title": cls.title,
-            "formula": cls.formula,
-            "better": cls.better,
-            "ideal": cls.ideal,
+            "title": metric.title,
+            "formula": metric.formula,
+            "better": metric.better,
+            "ideal": metric.ideal,
         }
     work.progress.begin("evaluating", len(sets) * len(metrics))
     done = 0
@@ -246,13 +239,20 @@ def _differences(
     }
 
 
+def _exact_wiener(work: _Work) -> bool:
+    """Whether the Wiener posterior is the fitted Gaussian's exact one; see `core.wiener`."""
+    ctx = work.session.context
+    return ctx.operator.linear and ctx.operator.gaussian and ctx.moments.dense
+
+
 def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
     space, settings = work.session.context.space, work.session.config.eval
     wiener_mean = work.wiener(work.heldout).mean.detach().cpu()
+    exact = _exact_wiener(work)
     estimates = {
         "posterior_mean": ("posterior mean", samples.mean(0)),
         "posterior_sample": ("one posterior sample", samples[0]),
-        "wiener_mean": ("Wiener mean (untrained, exact)", wiener_mean),
+        "wiener_mean": (f"Wiener mean (untrained{', exact' if exact else ''})", wiener_mean),
         "wiener_sample_mean": ("Wiener mean (untrained, of as many samples)", untrained.mean(0)),
         "wiener_sample": ("one Wiener sample (untrained)", untrained[0]),
         "measurement": ("measurement", _as_images(work, work.heldout)),
@@ -336,15 +336,16 @@ def _residual(observation: Observation, x: Tensor) -> Tensor:
 
 def _negative_elbo(work: _Work) -> dict[str, Any]:
     ctx = work.session.context
-    values = work.session.method.negative_elbo(work.heldout, 8, ctx, work.stream("elbo"))
+    values = work.session.method.negative_elbo(work.heldout, ELBO_DRAWS, ctx, work.stream("elbo"))
     replicates = work.session.config.eval.bootstrap
     found: dict[str, Any] = {}
     if values is not None:
         found["negative_elbo"] = {
             "what": "upper bound on −log p(y) per held-out measurement, in nats",
+            "draws": ELBO_DRAWS,
             **mean_interval(values, work.stream("bootstrap"), replicates).to_json(),
         }
-    if ctx.operator.linear and ctx.operator.gaussian and ctx.moments.dense:
+    if _exact_wiener(work):
         found["gaussian_fit_nll"] = {
             "what": "−log p(y) of the fitted Gaussian per held-out measurement, in nats, exact",
             **mean_interval(_gaussian_nll(work), work.stream("bootstrap"), replicates).to_json(),

@@ -47,9 +47,16 @@ class RunFolder:
         Raises:
             UserError: a file, or a folder with anything in it but the leftovers of a kill.
         """
-        if path.exists() and not path.is_dir():
+        try:
+            is_folder, exists = path.is_dir(), path.exists()
+            contents = [p for p in path.iterdir() if p.suffix != ".tmp"] if is_folder else []
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--out {path}: {getattr(error, 'strerror', None) or error}"
+            ) from error
+        if exists and not is_folder:
             raise UserError(f"--out {path}: a file of that name exists")
-        if path.is_dir() and any(not p.name.endswith(".tmp") for p in path.iterdir()):
+        if contents:
             hint = "continue it with --resume, or " if (path / "config.yaml").exists() else ""
             raise UserError(f"--out {path}: the folder is not empty; {hint}choose another")
 
@@ -111,6 +118,11 @@ class RunFolder:
             ) from error
         except ValueError as error:
             raise UserError(f"{self.summary_file} is damaged: {error}") from error
+        if not isinstance(content, dict) or content.get("schema") != 1:
+            raise UserError(
+                f"{self.summary_file} is damaged, or of another schema than 1; delete "
+                f"it and evaluate again with flowdiff run --resume {self.path}"
+            )
         return content
 
     def metrics(self) -> list[dict[str, float]]:
@@ -119,9 +131,12 @@ class RunFolder:
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
                 try:
-                    records.append(json.loads(line))
+                    record = json.loads(line)
                 except ValueError:
                     break
+                if not isinstance(record, dict) or "step" not in record:
+                    break
+                records.append(record)
         return records
 
     def truncate_metrics(self, step: int) -> None:
@@ -142,7 +157,7 @@ class RunFolder:
             yield
             return
         try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
         try:

@@ -61,6 +61,14 @@ class DivergenceGuard:
         self.best = math.inf
         self.bad = 0
 
+    def state(self) -> dict[str, float]:
+        """What a resumed run goes on from; empty before the first figure."""
+        return {} if math.isinf(self.best) else {"best": self.best, "bad": self.bad}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Inverse of `state`."""
+        self.best, self.bad = state.get("best", math.inf), int(state.get("bad", 0))
+
     def check(self, figures: Mapping[str, float]) -> None:
         """Raises DivergenceError where the figures say so."""
         for name, value in figures.items():
@@ -110,11 +118,13 @@ def train(
     ctx, settings = session.context, session.config.train
     folder.truncate_metrics(ctx.step)
     guard = DivergenceGuard(ctx.space.dimension)
+    guard.load_state(session.guard)
     since = time.monotonic()
     before = session.seconds
 
     def save() -> None:
         session.seconds = before + time.monotonic() - since
+        session.guard = guard.state()
         path = session.checkpoint(versions).save(folder.checkpoints)
         prune(folder.checkpoints, settings.keep)
         hooks.checkpoint_saved(path)
@@ -136,7 +146,7 @@ def train(
                     or stopped()
                 ):
                     save()
-                if stopped() and ctx.step < ctx.total_steps:
+                if stopped():
                     raise InterruptedRunError(
                         f"stopped at step {ctx.step}; continue with "
                         f"flowdiff run --resume {folder.path}"
@@ -155,7 +165,8 @@ def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
     )
     # Modules such as nn.Dropout draw from torch's global generator: its seed depends on the step.
     with seeded(derive_seed(session.config.seed, f"global.{ctx.step}")):
-        figures = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
+        returned = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
+    figures = {name: float(value) for name, value in returned.items()}
     ctx.step += 1
     guard.check(figures)
     return figures
@@ -176,7 +187,10 @@ def _explain(error: DivergenceError, session: Session, folder: RunFolder) -> str
     where = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     method = session.config.method
     rates = [f"--set method.{k}={v / 3:.2g}" for k, v in method.items() if k.startswith("lr")]
-    advice = "; try " + " ".join(rates) if rates else ""
+    if session.context.step == 0:
+        advice = "; check the scale of the operator's settings and of the data"
+    else:
+        advice = "; try " + " ".join(rates) if rates else ""
     return f"training diverged at step {session.context.step}: {error}; {where}{advice}"
 
 

@@ -128,7 +128,11 @@ class Method(Part, ABC):
 
     @abstractmethod
     def setup(self, ctx: RunContext) -> None:
-        """Initialises the parts and fills `trainables`; called once, before step 1 or a resume."""
+        """Initialises the parts and fills `trainables`.
+
+        Called once per process: before step 1, before a resume, and when a finished run is opened
+        to be sampled. `load_state` follows in the last two cases.
+        """
 
     @abstractmethod
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:

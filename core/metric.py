@@ -65,6 +65,11 @@ class Metric(Part, ABC):
     def __init__(self, config: MetricConfig) -> None:
         self.config = config
 
+    @property
+    def at_least(self) -> int:
+        """The smallest set that it can judge; a run with smaller ones is refused at its start."""
+        return 2
+
     @abstractmethod
     def __call__(
         self, samples: Tensor, reference: Tensor, generator: torch.Generator

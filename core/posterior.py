@@ -22,6 +22,9 @@ __all__ = ["AmortizedPosterior"]
 class AmortizedPosterior(Part, nn.Module, ABC):
     """A conditional model q_φ(x | y).
 
+    It is never put into training mode: `rsample` and `log_prob` must be of one density at every
+    call, which dropout or batch statistics would break.
+
     Args:
         config: the posterior's own `Config`.
         context: image space, and the operator whose `feature_channels` size the condition.

@@ -45,8 +45,8 @@ class Prior(Part, nn.Module, ABC):
         config: the prior's own `Config`.
         context: image space and factory.
 
-    The raw weights serve training and the bound; sampling and evaluation use the exponential
-    moving average, which the run loop puts in place.
+    The raw weights serve training, its bound included; sampling and evaluation (where the bound
+    enters the negative ELBO) use the exponential moving average, put in place by the method.
     """
 
     kind: ClassVar[str] = "prior"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assembly import Assembly, build_dataset
+from .assembly import Assembly, build_dataset, build_metrics, check_sizes
 from .checkpoint import Checkpoint
 from .config import RunConfig
 from .dataset import Dataset
@@ -18,6 +18,7 @@ from .errors import UserError
 from .gaussian import Gaussian
 from .measurements import Measurements
 from .method import Method, MethodState, RunContext
+from .metric import Metric
 from .moments import fit_gaussian
 from .random import Streams
 from .registry import Registry
@@ -35,9 +36,11 @@ class Session:
         assembly: the parts.
         measurements: the frozen measurements.
         context: what the method works with; its `step` counts the steps done.
+        metrics: what the evaluation compares with, by name.
         seconds: training time so far.
         setup_seconds: time that building took.
         calls: network evaluations so far, counted.
+        guard: state of the loop's divergence guard.
     """
 
     config: RunConfig
@@ -45,9 +48,11 @@ class Session:
     assembly: Assembly
     measurements: Measurements
     context: RunContext
+    metrics: dict[str, Metric]
     seconds: float = 0.0
     setup_seconds: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
+    guard: dict[str, float] = field(default_factory=dict)
 
     @property
     def method(self) -> Method:
@@ -77,7 +82,12 @@ class Session:
         device = pick_device(config.device)
         dataset = build_dataset(config.data, registry)
         assembly = Assembly.build(config, dataset.space, registry)
+        metrics = build_metrics(config, registry)
         streams = Streams(config.seed, device)
+        if checkpoint is not None and measurements_file and not measurements_file.exists():
+            raise UserError(f"{measurements_file} is missing; without it the run cannot go on")
+        if checkpoint is None:
+            check_sizes(metrics, config, dataset)
         measurements = _measurements(config, dataset, assembly, measurements_file)
         for part in (assembly.operator, assembly.prior, assembly.posterior):
             if part is not None:
@@ -102,7 +112,7 @@ class Session:
             clean=dataset.split("train").to(device) if assembly.method.needs_clean else None,
         )
         assembly.method.setup(context)
-        session = cls(config, dataset, assembly, measurements, context)
+        session = cls(config, dataset, assembly, measurements, context, metrics)
         if checkpoint is not None:
             session._restore(checkpoint)
         return session
@@ -117,6 +127,7 @@ class Session:
         self.context.step = checkpoint.step
         self.seconds = checkpoint.seconds
         self.calls = dict(checkpoint.calls)
+        self.guard = dict(checkpoint.guard)
 
     def checkpoint(self, versions: Mapping[str, str]) -> Checkpoint:
         """The present state."""
@@ -132,6 +143,7 @@ class Session:
             dict(versions),
             state.json,
             dict(self.calls),
+            dict(self.guard),
             self.seconds,
         )
 

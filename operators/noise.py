@@ -27,7 +27,10 @@ class GaussianNoise(NoiseModel):
         """Settings ``op.gaussian_noise.*``."""
 
         sigma: float = Field(
-            0.2, gt=0, description="standard deviation, in the units of the image space"
+            0.2,
+            ge=1e-6,
+            le=1e6,
+            description="standard deviation, in the units of the image space",
         )
 
     gaussian = True

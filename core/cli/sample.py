@@ -26,14 +26,12 @@ def sample(
     ] = None,
 ) -> None:
     """Draw images from the clean prior that a run has learned."""
-    from flowdiff.core.samples import check_name
-
-    path = out or run / "samples" / f"seed-{seed}.npz"
-    check_name(path)
     from flowdiff.core.api import open_run
-    from flowdiff.core.samples import save_samples
+    from flowdiff.core.samples import check_name, save_samples
 
     opened = open_run(run)
+    path = out or run / "samples" / f"seed-{seed}.npz"
+    check_name(path)
     x = opened.sample(n, seed=seed, steps=steps)
     save_samples(x, path, opened.session.context.space)
     typer.echo(f"{path}: {n} images of shape {'×'.join(map(str, x.shape[1:]))}")

@@ -69,6 +69,11 @@ class _NeighbourMetric(Metric):
         super().__init__(config)
         self.k = config.k
 
+    @property
+    def at_least(self) -> int:
+        """k neighbours besides the image itself."""
+        return self.k + 1
+
     def __call__(
         self, samples: Tensor, reference: Tensor, generator: torch.Generator
     ) -> MetricValue:
@@ -77,7 +82,7 @@ class _NeighbourMetric(Metric):
         Raises:
             UserError: shapes differ, a set of at most k images, or values that are not finite.
         """
-        x, y = as_rows(samples, reference, generator, at_least=self.k + 1)
+        x, y = as_rows(samples, reference, generator, at_least=self.at_least)
         inside = self._inside(x, y)
         n, m = inside.shape
         value = float(self._figure(inside, inside.new_ones(1, n), inside.new_ones(1, m)))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import flowdiff
+import flowdiff.core
 from flowdiff.core import files
 from tests.runs.tiny import TINY, arguments
 
@@ -72,6 +73,8 @@ def _refused(result: tuple[int, str, str], *words: str, code: int = 2) -> None:
         (["--resume", "/nowhere"], ["/nowhere"]),
         (["--resume", ".", "--seed", "3"], ["--seed"]),
         (["--hooks", "nobody"], ["nobody"]),
+        (["--method", "gaussian_fit", "--prior", "edm"], ["uses no prior"]),
+        (["--set", "data.n=5"], ["at least"]),
     ],
 )
 def test_options(run_cli: Cli, tmp_path: Path, options: list[str], words: list[str]) -> None:
@@ -90,6 +93,11 @@ def test_yaml_file(run_cli: Cli, tmp_path: Path) -> None:
         ("config_schema: 2", ["config_schema is 2"]),
         ("prior: edm", ["'prior' must be a mapping"]),
         ("prior: {name: edm, chanels: 3}", ["prior.chanels"]),
+        ("prior: {5: 3}", ["5", "not text"]),
+        ("operator: [{name: gaussian_noise, 3: 4}]", ["3", "not text"]),
+        ("operator: [{}]", ["'operator'", "name"]),
+        ("operator: [3]", ["'operator'", "name"]),
+        ("operator: [gaussian_noise, gaussian_blur]", ["must come last"]),
     ):
         file.write_text(text)
         _refused(run_cli("run", "--config", str(file), "--out", str(tmp_path / "r")), *words)
@@ -193,6 +201,46 @@ def test_sample(run_cli: Cli, tmp_path: Path, finished: Path) -> None:
     _refused(run_cli("sample", str(tmp_path)), "config.yaml")
     _refused(run_cli("sample", str(tmp_path / "none")), "no run folder")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_small_files(run_cli: Cli, tmp_path: Path, finished: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    for content in ("{}", "[]", "{"):
+        (copy / "summary.json").write_text(content)
+        _refused(run_cli("report", str(copy)), "summary.json", "damaged")
+    shutil.copy(finished / "summary.json", copy)
+    for content in ("{", '["oracle", "zzz"]'):
+        (copy / "controls.json").write_text(content)
+        _refused(run_cli("run", "--resume", str(copy)), "controls.json", "damaged")
+
+
+def test_lost_measurements(run_cli: Cli, tmp_path: Path, finished: Path) -> None:
+    run, _ = _damaged(finished, tmp_path)
+    (run / "measurements.safetensors").unlink()
+    for command in (["run", "--resume", str(run)], ["sample", str(run)]):
+        _refused(run_cli(*command), "measurements.safetensors", "missing")
+    assert not (run / "measurements.safetensors").exists()
+
+
+def test_python_arguments(finished: Path) -> None:
+    run = flowdiff.open_run(finished)
+    y = run.session.measurements.heldout.y[:2]
+    assert run.restore(y.numpy().astype(float), n=2).shape == (2, 2, 1, 8, 8)
+    for call in (
+        lambda: run.sample(0),
+        lambda: run.sample(2, steps=0),
+        lambda: run.restore(y, n=0),
+        lambda: run.restore(y[:, :, :5]),
+        lambda: run.restore(y[:0]),
+        lambda: run.restore(y + 1j),
+        lambda: run.restore(y / 0),
+        lambda: run.restore(y, params={"mask": y}),
+        lambda: flowdiff.run(settings={"piror.channels": 3}),
+        lambda: flowdiff.run(settings=["prior.channels=3"]),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(flowdiff.core.UserError):
+            call()
 
 
 def test_report_before_the_end(run_cli: Cli, tmp_path: Path, finished: Path) -> None:
