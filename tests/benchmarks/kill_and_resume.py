@@ -41,8 +41,8 @@ def main() -> int:
         length = time.monotonic() - since
         print(f"uninterrupted: {length:.1f} s")
         expected = fingerprint(whole)
-        kills = finished = 0
-        while kills < options.kills or finished == 0:
+        kills = 0
+        while kills < options.kills or broken.exists():
             fresh = not (broken / "config.yaml").exists()
             process = subprocess.Popen(
                 [*start, broken] if fresh else [*base, "--resume", broken],
@@ -63,7 +63,6 @@ def main() -> int:
                 found = sorted(p.stem for p in (broken / "checkpoints").glob("step-*"))
                 print(f"kill {kills:2} after {wait:5.2f} s; {', '.join(found) or 'no checkpoint'}")
                 continue
-            finished += 1
             differ = [key for key, value in fingerprint(broken).items() if value != expected[key]]
             verdict = f"DIFFERS in {differ}" if differ else "equal"
             print(f"finished, {kills} kills so far: {verdict}")
