@@ -97,7 +97,7 @@ class FlowDiff(Method):
         ctx.posterior.initialise(
             ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
         )
-        self._buffer = torch.zeros(0, *ctx.space.shape)
+        self._buffer = torch.zeros(0, *ctx.space.shape, device=ctx.device)
         self.trainables = {
             "prior": Trainable(
                 ctx.prior,
@@ -188,7 +188,7 @@ class FlowDiff(Method):
 
     def _remember(self, x: Tensor) -> None:
         limit = self.config.buffer * len(x)
-        self._buffer = torch.cat([self._buffer.to(x), x])[-limit:]
+        self._buffer = torch.cat([self._buffer, x])[-limit:]
 
     def _recall(self, generator: torch.Generator, count: int) -> Tensor:
         index = torch.randint(
@@ -207,7 +207,7 @@ class FlowDiff(Method):
 
     def load_state(self, state: MethodState) -> None:
         super().load_state(state)
-        self._buffer = state.tensors["buffer"]
+        self._buffer = state.tensors["buffer"].to(self._buffer.device)
 
     def _weight(self, step: int) -> float:
         ramp = self.config.prior_weight_steps
