@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -172,26 +172,36 @@ def _finish(
         _headline(run.summary)
 
 
-def _headline(summary: dict[str, object]) -> None:
-    """The rows of the summary, as a table."""
+_SHORT = {
+    "gaussian_fit_prior": "untrained prior",
+    "gaussian_fit": "untrained posterior",
+    "second_split": "second clean split",
+}
+_SHOWN = 4
+
+
+def _headline(summary: dict[str, Any]) -> None:
+    """The first few figures of each row, narrow enough for 80 columns."""
     from .table import print_table
 
-    metrics = summary["metrics"]
-    rows = summary["rows"]
-    assert isinstance(metrics, dict) and isinstance(rows, list)
+    metrics = dict(list(summary["metrics"].items())[:_SHOWN])
     arrows = {"lower": "↓", "higher": "↑"}
-    columns = ["", *(f"{m['title']} {arrows[m['better']]}" for m in metrics.values())]
     print_table(
-        columns,
+        ["", *(f"{m['title']} {arrows[m['better']]}" for m in metrics.values())],
         [
-            [row["title"], *(f"{row['figures'][name]['value']:.3f}" for name in metrics)]
-            for row in rows
+            [
+                _SHORT.get(row["name"], row["name"]),
+                *(f"{row['figures'][name]['value']:.3f}" for name in metrics),
+            ]
+            for row in summary["rows"]
         ],
     )
     restoration = summary.get("restoration")
-    if isinstance(restoration, dict):
-        for row in restoration["rows"]:
-            psnr = row["psnr"]
-            typer.echo(
-                f"{row['title']}: {psnr['value']:.2f} dB [{psnr['low']:.2f}, {psnr['high']:.2f}]"
-            )
+    if restoration:
+        psnr = {row["name"]: row["psnr"]["value"] for row in restoration["rows"]}
+        gain = restoration["psnr_gain_of_posterior_mean_over"]["wiener_mean"]
+        typer.echo(
+            f"posterior mean {psnr['posterior_mean']:.2f} dB, {gain['value']:+.2f} "
+            f"[{gain['low']:+.2f}, {gain['high']:+.2f}] over the untrained Wiener mean; "
+            f"measurement {psnr['measurement']:.2f} dB"
+        )
