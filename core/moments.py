@@ -19,7 +19,8 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
 
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use the same model diagonal in the DCT basis, with AᵀA replaced by its (average) diagonal
-there. A non-linear operator gives a broad isotropic Gaussian.
+there; what such operators carry between coefficients is simulated and subtracted. A non-linear
+operator gives a broad isotropic Gaussian.
 
 References:
     | Maximum likelihood from incomplete data via the EM algorithm (Dempster et al., 1977)
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from .gaussian import DENSE_LIMIT, Gaussian, dct_matrix
 from .observation import Observation
+from .random import randn
 from .space import ImageSpace
 from .wiener import dense_matrix, flatten_real, spectral_power
 
@@ -51,6 +53,8 @@ _INDIFFERENT = 0.05
 """Held-out nats per measurement that do not count as a difference when ν is chosen."""
 _ROUGHNESS = 3.0
 """Standard deviation of the smooth map log w."""
+_LEAK_ROUNDS = 25
+"""Rounds of fitting and subtracting what per-sample operators leak between coefficients."""
 _CHOOSE_NU_BELOW = 200
 """Dimension above which ν is not chosen but set to the dimension: the choice costs 18 fits."""
 
@@ -288,28 +292,85 @@ def _fit_spectral(
     dct = _dct_gaussian(space).to(device)
     power = spectral_power(dct, operator, params, generator).double()
     zero = torch.zeros(1, *space.shape, device=device).expand(len(observation), *space.shape)
-    back = operator.adjoint(observation.y - operator(zero, params), params)
-    coefficients = dct.analyse(back).double()
+    centred = observation.y - operator(zero, params)
     noise = float(operator.noise_variance(zero, params).mean())
     count = len(observation)
+    weight = power.clamp_min(1e-30)
 
-    # With AᵀA ≈ diag(a): z ~ N(a m, a² s + a σ²) coefficient by coefficient.
-    seen = power > 1e-4 * power.max()
-    mean = torch.where(seen, coefficients.mean(0) / power.clamp_min(1e-30), 0.0)
+    if params:
+        # Operators that differ from sample to sample are not diagonal one by one: what they leak
+        # of the mean image into a coefficient would look like variance.
+        image = _mean_image(observation, centred, float(power.max()))
+        centred = centred - (operator(image.expand_as(zero), params) - operator(zero, params))
+        mean = dct.analyse(image).double()
+    coefficients = dct.analyse(operator.adjoint(centred, params)).double()
+    if not params:
+        seen = power > 1e-4 * power.max()
+        mean = torch.where(seen, coefficients.mean(0) / weight, 0.0)
     variance = coefficients.var(0)
-    prior = _power_law(variance, power, noise, count, space)
-    s = prior.clone()
-    for _ in range(300):
-        total = power * s + noise
-        # E[(x − m)²] given z, for the coefficients that the operator passes.
-        second = (s / total) ** 2 * variance + s * noise / total
-        s = (count * second + space.dimension * prior) / (count + space.dimension)
-    mean = mean * s / (s + (noise / power.clamp_min(1e-30)) / count)
+
+    leak = 0.5 * variance if params else torch.zeros_like(variance)
+    for _ in range(_LEAK_ROUNDS if params else 1):
+        # With AᵀA ≈ diag(a): z ~ N(a m, a² s + a σ² + leak) coefficient by coefficient.
+        own = (variance - leak).clamp_min(0)
+        prior = _power_law(own, power, noise, count, space)
+        s = prior.clone()
+        for _ in range(300):
+            total = power * s + noise
+            # E[(x − m)²] given z, for the coefficients that the operator passes.
+            second = (s / total) ** 2 * own + s * noise / total
+            s = (count * second + space.dimension * prior) / (count + space.dimension)
+        if params:
+            # Damped: what is taken from one coefficient was given to it by the others.
+            leak = 0.7 * leak + 0.3 * _leak(dct, observation, power, s, generator)
+    if not params:
+        mean = mean * s / (s + (noise / weight) / count)
     image = dct.synthesise(mean.float())
     if space.dimension > DENSE_LIMIT:
         return Gaussian(space).to(device).assign(image, s.float())
     basis = dct_basis(space).T.float().to(device)
     return Gaussian(space).to(device).assign(image, s.float(), basis)
+
+
+def _mean_image(observation: Observation, centred: Tensor, power: float) -> Tensor:
+    """Least squares for one image behind all measurements, by conjugate gradients: (C, *spatial).
+
+    Many operators together usually see every direction; a small ridge takes care of the others.
+    """
+    operator, params = observation.operator, observation.params
+
+    def normal(v: Tensor) -> Tensor:
+        stack = v.expand(len(observation), *v.shape)
+        seen = operator(stack, params) - operator(torch.zeros_like(stack), params)
+        return operator.adjoint(seen, params).mean(0) + 1e-3 * power * v
+
+    residual = operator.adjoint(centred, params).mean(0)
+    image, direction = torch.zeros_like(residual), residual
+    square = residual.square().sum()
+    for _ in range(50):
+        if square < 1e-12:
+            break
+        product = normal(direction)
+        step = square / (direction * product).sum()
+        image, residual = image + step * direction, residual - step * product
+        square, before = residual.square().sum(), square
+        direction = residual + square / before * direction
+    return image
+
+
+def _leak(
+    dct: Gaussian, observation: Observation, power: Tensor, s: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Variance that AᵀA carries into each coefficient from the others, with shape (d,).
+
+    Simulated: images with the spectrum s, through the operators of the data.
+    """
+    operator, params = observation.operator, observation.params
+    draws = randn((len(observation), len(s)), generator, s.device)
+    x = dct.synthesise(draws * s.sqrt().float())
+    seen = operator(x, params) - operator(torch.zeros_like(x), params)
+    carried = dct.analyse(operator.adjoint(seen, params)).double()
+    return (carried.square().mean(0) - power.square() * s).clamp_min(0)
 
 
 def _power_law(

@@ -18,9 +18,12 @@ from flowdiff.core import (
     ImageSpace,
     Observation,
     PartConfig,
+    dct_matrix,
     fit_gaussian,
+    randn,
 )
 from flowdiff.core.moments import dct_basis, frequencies
+from flowdiff.operators.noise import GaussianNoise
 
 from .problems import (
     F64,
@@ -289,3 +292,29 @@ def test_deterministic_and_blind_to_clean_images() -> None:
     arguments = inspect.signature(fit_gaussian).parameters
     assert list(arguments) == ["observation", "space", "generator"]
     assert set(vars(observation)) == {"y", "params", "operator"}
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.3])
+def test_per_sample_masks_are_not_taken_for_variance(keep: float) -> None:
+    """Masks carry mean and energy from one DCT coefficient to another; that is not spread of x."""
+    space = ImageSpace((1, 8, 8))
+    context = BuildContext(space)
+    mask = Mask(PartConfig(), context)
+    mask.keep = keep
+    noise = GaussianNoise(GaussianNoise.Config(sigma=0.1), context)
+    operator = ComposedOperator(context, [("mask", mask)], ("noise", noise))
+    # A smooth spectrum over two decades, around an image that is anything but constant.
+    frequency = torch.arange(8.0)
+    spectrum = 0.5 / (1 + frequency[:, None] ** 2 + frequency[None, :] ** 2)
+    rows = dct_matrix(8).float()
+    coefficients = spectrum.sqrt() * randn((2000, 1, 8, 8), seeded(1))
+    middle = torch.linspace(-1, 1, 8).expand(1, 8, 8)
+    images = middle + rows.T @ coefficients @ rows
+    fitted = fit_gaussian(operator.observe(images, seeded(2)), space, seeded(3))
+    assert (fitted.mean - middle).square().mean() < 0.005
+    total, truth = float(fitted.variances.sum()), float(spectrum.sum())
+    assert abs(total / truth - 1) < 0.12
+    found = fitted.analyse(images - middle)
+    variance = found.var(0)
+    weak = (fitted.variances / variance)[variance <= variance.median()]
+    assert 0.75 < float(weak.log().mean().exp()) < 1.35
