@@ -358,7 +358,7 @@ def test_says_what_it_is(metric: type[Metric]) -> None:
     assert (metric.__doc__ or "").strip()
 
 
-# what sees what, on digits (FIELD.md: the table that these rows reproduce at half its size)
+# what sees what, on digits
 
 
 def digits() -> Tensor:
@@ -452,7 +452,7 @@ def test_mmd_sees_what_sliced_w2_hardly_sees(table: dict[str, dict[str, MetricVa
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # sliced W2, MMD, C2ST, precision, recall, density; FIELD.md at 898 against 898 has
+        # sliced W2, MMD, C2ST, precision, recall, density; at 898 against 898 images
         # .043 .0003 .51 .96 .96 .98 | .058 .0085 .91 .21 .88 .06 | .058 .0061 .64 .71 1.0 .32
         # | .202 .106 .99 .01 1.0 .00. With half the images the floor of sliced W2 is √2 higher
         # and balls are larger.

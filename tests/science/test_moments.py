@@ -1,4 +1,4 @@
-"""The Gaussian fitted to measurements alone, judged as FIELD.md says: by the density of y."""
+"""The Gaussian fitted to measurements alone, judged by the density of y."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_density_of_measurements(space: ImageSpace, structured: bool) -> None:
     operator = chain(space, part, sigma=0.2)
     A = by_columns(lambda x: operator(x, {}) - operator(torch.zeros_like(x), {}), space)
     fitted = fit_gaussian(measured(truth, operator, 20_000), space, seeded())
-    # FIELD.md asks for .01; 20,000 samples allow (d + 3)/4N = .0002, the choice of ν costs more.
+    # The aim is .01; 20,000 samples allow (d + 3)/4N = .0002, the choice of ν costs more.
     assert 0 <= excess(truth, fitted, A, 0.2) < 0.004
     # That bound means something: twice the variance, or .2 in the mean, break it.
     for spoiled in (
@@ -158,7 +158,7 @@ def test_complex_measurements_of_one_matrix() -> None:
 def test_sensible_where_the_operator_does_not_look(n: int) -> None:
     """A wide blur and pixels averaged in pairs: the spectrum is extrapolated, not wild.
 
-    Maximum likelihood would leave (or blow up) those directions; FIELD.md: trace 70, true 19.
+    Maximum likelihood would leave (or blow up) those directions: a trace of 70, with 19 true.
     """
     space = ImageSpace((1, 6, 6))
     truth = smooth(space)
