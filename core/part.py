@@ -9,7 +9,7 @@ parts that it asks for by kind and name (never by import).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -91,7 +91,3 @@ class BuildContext:
             arguments: passed on to the part's constructor.
         """
         return self.factory(kind, name, self, **arguments)
-
-    def with_operator(self, operator: ForwardOperator) -> BuildContext:
-        """The same context, knowing its operator."""
-        return replace(self, operator=operator)
