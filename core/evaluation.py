@@ -21,7 +21,7 @@ from .observation import Observation
 from .progress import Progress
 from .session import Session
 from .statistics import difference, mean_interval, psnr, rank_coverage, ssim
-from .wiener import Wiener, flatten_real
+from .wiener import AffineMap, Wiener, flatten_real
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -53,7 +53,7 @@ class _Work:
     heldout: Observation
     truth: Tensor
     reference: Tensor
-    wiener: Wiener
+    wiener: AffineMap
     counter: CallCounter
 
     def stream(self, name: str) -> torch.Generator:
@@ -75,9 +75,12 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
     reference = session.dataset.split("reference")[:limit]
     truth = session.dataset.split("second")[:limit]
     heldout = session.measurements.heldout[: len(truth)]
+    heldout = heldout.to(ctx.device)
     wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
     wiener.update(ctx.observations.params)
-    work = _Work(session, progress, heldout.to(ctx.device), truth, reference, wiener, counter)
+    with torch.no_grad():
+        affine = wiener(heldout)
+    work = _Work(session, progress, heldout, truth, reference, affine, counter)
 
     images: dict[str, Tensor] = {
         "reference": reference[:SHOWN],
@@ -97,11 +100,9 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
             sets["posterior"] = ("posterior samples of held-out measurements", restored[0])
         elbo = _negative_elbo(work)
     with torch.no_grad():
-        untrained = (
-            work.wiener(work.heldout)
-            .sample(settings.n_posterior, work.stream("gaussian_fit.posterior"))
-            .cpu()
-        )
+        untrained = work.wiener.sample(
+            settings.n_posterior, work.stream("gaussian_fit.posterior")
+        ).cpu()
     sets |= {
         "measurements": ("measurements", _as_images(work, work.heldout)),
         "gaussian_fit_prior": (
@@ -134,7 +135,7 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
             "mean": samples.mean(0)[:SHOWN],
             "std": samples.std(0)[:SHOWN],
             "samples": samples[:4, :SHOWN],
-            "wiener_mean": work.wiener(work.heldout).mean.cpu()[:SHOWN],
+            "wiener_mean": work.wiener.mean.cpu()[:SHOWN],
         }
     summary["measurement_space"] |= elbo
     cost["evaluation_seconds"] = time.monotonic() - started
@@ -144,9 +145,10 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
 
 def _as_images(work: _Work, observation: Observation) -> Tensor:
     """Measurements as images: themselves, or their adjoint where they have another shape."""
-    if observation.y.shape[1:] == work.truth.shape[1:] and not observation.y.is_complex():
+    operator = work.session.context.operator
+    if operator.gives_images:
         return observation.y.cpu()
-    return work.session.context.operator.features(observation)[:, : work.truth.shape[1]].cpu()
+    return operator.features(observation)[:, : work.truth.shape[1]].cpu()
 
 
 def _prior_samples(work: _Work, cost: dict[str, Any]) -> Tensor:
@@ -247,7 +249,7 @@ def _exact_wiener(work: _Work) -> bool:
 
 def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
     space, settings = work.session.context.space, work.session.config.eval
-    wiener_mean = work.wiener(work.heldout).mean.detach().cpu()
+    wiener_mean = work.wiener.mean.cpu()
     exact = _exact_wiener(work)
     estimates = {
         "posterior_mean": ("posterior mean", samples.mean(0)),
@@ -357,7 +359,7 @@ def _negative_elbo(work: _Work) -> dict[str, Any]:
 def _gaussian_nll(work: _Work) -> Tensor:
     """−log p(y) = −log p(y | m) − log p(m) + log p(m | y), by Bayes' rule at the Wiener mean m."""
     ctx = work.session.context
-    affine = work.wiener(work.heldout)
+    affine = work.wiener
     at_mean = -0.5 * ctx.space.dimension * math.log(2 * math.pi) - affine.log_det
     likelihood = work.heldout.log_likelihood(affine.mean)
     return at_mean - likelihood - ctx.moments.log_prob(affine.mean)

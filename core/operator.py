@@ -178,6 +178,11 @@ class ForwardOperator(OperatorPart):
     def gaussian(self) -> bool:
         """Whether the noise is additive, Gaussian and independent of x."""
 
+    @property
+    def gives_images(self) -> bool:
+        """Whether measurements have the images' own shape and are real."""
+        return self.codomain == self.domain
+
     @abstractmethod
     def forward(self, x: Tensor, params: Params) -> Tensor:
         """The noiseless measurement A_ω(x): (B, C, *spatial) to (B, *codomain)."""

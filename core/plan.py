@@ -83,11 +83,6 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
                 since = time.monotonic()
             session.method.step(batch, ctx)
         seconds = (time.monotonic() - since) / _TIMED
-    parameters = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in (("prior", ctx.prior), ("posterior", ctx.posterior))
-        if part is not None
-    }
     codomain = ctx.operator.codomain
     training = seconds * ctx.total_steps
     figures: dict[str, Any] = {
@@ -95,17 +90,17 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
         "measurement_shape": list(codomain.shape),
         "measurement_dtype": str(codomain.dtype).removeprefix("torch."),
         "measurements": len(ctx.observations),
-        "parameters": parameters,
+        "parameters": session.parameters,
         "seconds_per_step": seconds,
         "training_seconds": training,
         "preparation_seconds": preparation,
         "peak_memory_bytes": peak_memory(),
-        "clean_images_used": len(ctx.observations) if session.method.needs_clean else 0,
+        "clean_images_used": session.clean_images_used,
         "network_calls_per_step": {k: v / (_WARM + _TIMED) for k, v in counter.counts.items()}
         if session.method.trains
         else {},
     }
-    sizes = ", ".join(f"{name} {count:,}" for name, count in parameters.items()) or "none"
+    sizes = ", ".join(f"{name} {count:,}" for name, count in session.parameters.items()) or "none"
     measured = (
         f"{len(ctx.observations)} of shape {'×'.join(map(str, codomain.shape))} "
         f"({figures['measurement_dtype']}); "

@@ -59,6 +59,21 @@ class Session:
         """The method."""
         return self.assembly.method
 
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each trainable part that the method uses."""
+        parts = {"prior": self.context.prior, "posterior": self.context.posterior}
+        return {
+            name: sum(p.numel() for p in part.parameters())
+            for name, part in parts.items()
+            if part is not None
+        }
+
+    @property
+    def clean_images_used(self) -> int:
+        """Clean images that training sees: none, but for controls."""
+        return len(self.measurements.train) if self.method.needs_clean else 0
+
     @classmethod
     def build(
         cls,

@@ -23,24 +23,18 @@ def summarise(
         training_calls: network evaluations that training took, counted.
         control: whether the method is a control, not a way to learn from measurements.
     """
-    config, context, method = session.config, session.context, session.method
+    config, context = session.config, session.context
     figures = dict(evaluation.summary)
-    parts = {"prior": context.prior, "posterior": context.posterior}
     cost = {
         "training_steps": context.step,
         "training_seconds": session.seconds,
         "preparation_seconds": session.setup_seconds,
         "training_network_calls": training_calls,
         "peak_memory_bytes": peak_memory(),
-        "parameters": {
-            name: sum(p.numel() for p in part.parameters())
-            for name, part in parts.items()
-            if part is not None
-        },
+        "parameters": session.parameters,
         **figures.pop("cost"),
     }
     heldout, count = session.measurements.heldout, len(session.measurements.train)
-    is_image = heldout.y.shape[1:] == context.space.shape and not heldout.y.is_complex()
     return {
         "schema": 1,
         "status": "finished",
@@ -55,13 +49,15 @@ def summarise(
         "seed": config.seed,
         "shape": list(context.space.shape),
         "value_range": context.space.value_range,
-        "measurements_shown_as": "themselves" if is_image else "their adjoint",
+        "measurements_shown_as": "themselves"
+        if context.operator.gives_images
+        else "their adjoint",
         "measurements": {
             "train": count,
             "heldout": len(heldout),
             "digest": session.measurements.digest,
         },
-        "clean_images_used": count if method.needs_clean else 0,
+        "clean_images_used": session.clean_images_used,
         **figures,
         "cost": cost,
     }

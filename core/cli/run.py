@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from flowdiff.core.config import Request
 
 __all__ = ["run"]
 
@@ -117,16 +120,14 @@ def _limit_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _plan(request: object, as_json: bool) -> None:
+def _plan(request: Request, as_json: bool) -> None:
     import json
 
     _limit_threads()
     from flowdiff.core.api import resolve_request
-    from flowdiff.core.config import Request
     from flowdiff.core.plan import make_plan
     from flowdiff.core.registry import get_registry
 
-    assert isinstance(request, Request)
     config = resolve_request(request)
     plan = make_plan(config, get_registry())
     if as_json:
@@ -139,7 +140,7 @@ def _plan(request: object, as_json: bool) -> None:
 
 
 def _finish(
-    path: Path | None, request: object, controls: bool, hooks: list[str], as_json: bool
+    path: Path | None, request: Request | None, controls: bool, hooks: list[str], as_json: bool
 ) -> None:
     import json
 
@@ -147,14 +148,13 @@ def _finish(
     from rich.console import Console
 
     from flowdiff.core.api import Run, default_folder, open_run, resolve_request
-    from flowdiff.core.config import Request
     from flowdiff.core.plan import describe
     from flowdiff.core.progress import ConsoleProgress
 
     # With --json standard output holds nothing but the summary.
     console = Console(stderr=as_json)
     with ConsoleProgress(console) as progress:
-        if isinstance(request, Request):
+        if request is not None:
             config = resolve_request(request)
             for label, text in describe(config):
                 progress.message(f"{label:10} {text}")

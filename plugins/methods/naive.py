@@ -16,7 +16,7 @@ class Naive(PriorOnly):
 
     @classmethod
     def supports(cls, operator: ForwardOperator) -> tuple[bool, str]:
-        if operator.codomain != operator.domain:
+        if not operator.gives_images:
             return False, "its measurements are not images of the same shape"
         return True, ""
 

@@ -96,6 +96,22 @@ class Fourier(DeterministicMap):
         return params["mask"]
 
 
+class SharedFourier(Fourier):
+    """All coefficients seen: no parameters."""
+
+    def draw_params(self, *_: Any) -> dict[str, Tensor]:
+        return {}
+
+    def forward(self, x: Tensor, params: Any) -> Tensor:
+        return torch.fft.fft2(x, norm="ortho")
+
+    def adjoint(self, y: Tensor, params: Any) -> Tensor:
+        return torch.fft.ifft2(y, norm="ortho").real
+
+    def observed(self, params: Any) -> None:
+        return None
+
+
 class Matrix(DeterministicMap):
     """y = A x + b for flattened images, the same for all samples."""
 

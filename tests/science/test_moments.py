@@ -30,6 +30,7 @@ from .problems import (
     Fourier,
     Mask,
     Matrix,
+    SharedFourier,
     Square,
     blur,
     by_columns,
@@ -134,22 +135,9 @@ def test_noise_alone_is_the_empirical_covariance_minus_noise() -> None:
 def test_complex_measurements_of_one_matrix() -> None:
     """All Fourier coefficients: as good as images with the noise of the real part."""
 
-    class Whole(Fourier):
-        def draw_params(self, *_: Any) -> dict[str, Tensor]:
-            return {}
-
-        def forward(self, x: Tensor, params: Any) -> Tensor:
-            return torch.fft.fft2(x, norm="ortho")
-
-        def adjoint(self, y: Tensor, params: Any) -> Tensor:
-            return torch.fft.ifft2(y, norm="ortho").real
-
-        def observed(self, params: Any) -> None:
-            return None
-
     space = ImageSpace((1, 4, 3))
     truth = some_gaussian(space)
-    observation = measured(truth, chain(space, plain(Whole, space)), 20_000)
+    observation = measured(truth, chain(space, plain(SharedFourier, space)), 20_000)
     fitted = fit_gaussian(observation, space, seeded())
     assert excess(truth, fitted, torch.eye(12, dtype=F64), 0.2) < 0.01
 

@@ -32,6 +32,7 @@ from .problems import (
     Matrix,
     Phase,
     Scaled,
+    SharedFourier,
     Square,
     blur,
     chain,
@@ -178,22 +179,6 @@ def test_complex_measurements() -> None:
     variance = torch.where(torch.cat([mask, mask], 1), 0.09, 1e12).double()
     affine = check(gaussian, observation, variance)
     assert not affine.mean.is_complex()
-
-
-class SharedFourier(Fourier):
-    """All coefficients seen: no parameters."""
-
-    def draw_params(self, *_: Any) -> dict[str, Tensor]:
-        return {}
-
-    def forward(self, x: Tensor, params: Any) -> Tensor:
-        return torch.fft.fft2(x, norm="ortho")
-
-    def adjoint(self, y: Tensor, params: Any) -> Tensor:
-        return torch.fft.ifft2(y, norm="ortho").real
-
-    def observed(self, params: Any) -> None:
-        return None
 
 
 def test_complex_measurements_with_one_matrix() -> None:
