@@ -25,6 +25,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
     "hookspecs": ("hookimpl",),
+    "radiometry": ("intensity",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
     "moments": ("fit_gaussian",),
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from .posterior import AmortizedPosterior as AmortizedPosterior
     from .prior import DiffusionPrior as DiffusionPrior
     from .prior import Prior as Prior
+    from .radiometry import intensity as intensity
     from .random import Streams as Streams
     from .random import derive_seed as derive_seed
     from .random import randn as randn

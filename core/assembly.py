@@ -107,7 +107,12 @@ def build_operator(
                 raise UserError(f"operator {name} is a noise, so nothing can follow it")
             return ComposedOperator(context, maps, (name, part))
         maps.append((name, part))
-        place = replace(place, space=ImageSpace(part.codomain.shape, space.value_range))
+        spec = part.codomain
+        place = replace(
+            place,
+            space=ImageSpace(spec.shape, part.value_range),
+            complex_input=spec.is_complex,
+        )
     raise UserError("the operator has no noise; add one, such as +gaussian_noise")
 
 

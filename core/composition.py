@@ -7,10 +7,12 @@ imports no plug-in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import UserError
 from .observation import Observation, Params
@@ -155,21 +157,49 @@ class ComposedOperator(ForwardOperator):
             y = part.pseudo_inverse(y, _own(params, name))
         return y
 
+    def backproject(self, y: Tensor, params: Params) -> Tensor:
+        """Each part's own picture, in reverse order; the adjoint where all are linear."""
+        if self.linear:
+            return super().backproject(y, params)
+        for name, part in reversed(self._chain()):
+            y = part.backproject(y, _own(params, name))
+        return y
+
     @property
     def feature_channels(self) -> int:
-        parts = [part for _, part in self._chain()]
-        extra = sum(part.feature_channels for part in parts) + self._noise().feature_channels
-        return self.space.channels + extra
+        return self.space.channels + sum(self._shown.values())
+
+    @cached_property
+    def _shown(self) -> dict[str, int]:
+        """Channels of the parts whose ω can be shown as images of this space."""
+        shown = {}
+        for name, part in self._parts().items():
+            own = part.draw_params((1, *part.space.shape), torch.Generator())
+            image = part.param_features(own)
+            if image is not None and image.ndim in (2, 2 + len(self.space.spatial)):
+                shown[name] = image.shape[1]
+        return shown
+
+    def _parts(self) -> dict[str, DeterministicMap | NoiseModel]:
+        return {**dict(self._chain()), self.noise_name: self._noise()}
 
     def features(self, observation: Observation) -> Tensor:
-        """The adjoint of y − A_ω(0), then ω as images, part by part."""
+        """What `backproject` gives, then ω as images, part by part.
+
+        ω of another resolution than the image (behind a downsampling) is resized; ω that is no
+        image at all (behind a dense matrix) is left out.
+        """
         images = [super().features(observation)]
-        parts: Mapping[str, DeterministicMap | NoiseModel] = {
-            **dict(self._chain()),
-            self.noise_name: self._noise(),
-        }
-        for name, part in parts.items():
-            extra = part.param_features(_own(observation.params, name))
-            if extra is not None:
-                images.append(extra)
+        spatial = self.space.spatial
+        for name, part in self._parts().items():
+            if name not in self._shown:
+                continue
+            image = part.param_features(_own(observation.params, name))
+            assert image is not None
+            if image.ndim == 2:
+                image = image.reshape(*image.shape, *[1] * len(spatial))
+                image = image.expand(-1, -1, *spatial)
+            elif image.shape[2:] != spatial:
+                image = F.interpolate(image, spatial, mode="nearest")
+            images.append(image.to(images[0].dtype))
         return torch.cat(images, dim=1)

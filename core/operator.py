@@ -60,6 +60,7 @@ class OperatorPart(Part, nn.Module, ABC):
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__()
         self.space = context.space
+        self.complex_input = context.complex_input
 
     def draw_params(
         self,
@@ -83,7 +84,9 @@ class OperatorPart(Part, nn.Module, ABC):
     @property
     def domain(self) -> TensorSpec:
         """What the part takes."""
-        return TensorSpec(self.space.shape)
+        return TensorSpec(
+            self.space.shape, torch.complex64 if self.complex_input else torch.float32
+        )
 
     @property
     def codomain(self) -> TensorSpec:
@@ -117,9 +120,31 @@ class DeterministicMap(OperatorPart):
         """Moore–Penrose inverse of the linear part; by default the adjoint, a crude one."""
         return self.adjoint(y, params)
 
+    def backproject(self, y: Tensor, params: Params) -> Tensor:
+        """What a network sees of y: (B, *codomain) to (B, C, *spatial), real, any rough picture.
+
+        By default the adjoint of a linear map, and y itself where it has the input's shape. A
+        non-linear map between other shapes gives its own.
+        """
+        if self.linear:
+            shift = self.offset(params)
+            return self.adjoint(y if shift is None else y - shift, params)
+        if self.codomain == self.domain:
+            return y
+        raise NotImplementedError(f"{type(self).__name__} must say how y is seen as an image")
+
     def observed(self, params: Params) -> Tensor | None:
         """Boolean mask of the observed outputs, broadcastable to (B, *codomain); None for all."""
         return None
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Range of the outputs for inputs in their range; None where there is none.
+
+        By default the input's: right for averages, such as blurs. What needs intensities (a
+        Poisson noise) takes its zero from it, and refuses a map without one.
+        """
+        return self.space.value_range
 
     @property
     def feature_channels(self) -> int:
@@ -127,7 +152,11 @@ class DeterministicMap(OperatorPart):
         return 0
 
     def param_features(self, params: Params) -> Tensor | None:
-        """ω as images, with shape (B, feature_channels, *spatial); None where there are none."""
+        """ω as images; None where there are none.
+
+        Shape (B, feature_channels, *spatial) with the spatial sizes of the part's input, or
+        (B, feature_channels) for what is the same everywhere, such as a noise level.
+        """
         return None
 
 
@@ -161,7 +190,7 @@ class NoiseModel(OperatorPart):
         return 0
 
     def param_features(self, params: Params) -> Tensor | None:
-        """ω as images, with shape (B, feature_channels, *spatial); None where there are none."""
+        """ω as images, as `DeterministicMap.param_features` gives them."""
         return None
 
 
@@ -211,6 +240,19 @@ class ForwardOperator(OperatorPart):
         """Moore–Penrose inverse of the linear part, or a stated approximation."""
         return self.adjoint(y, params)
 
+    def backproject(self, y: Tensor, params: Params) -> Tensor:
+        """A real picture of y for networks and people, with shape (B, C, *spatial).
+
+        By default the adjoint of y − A_ω(0), or y itself where a non-linear operator gives
+        images.
+        """
+        if self.linear:
+            shift = self.offset(params)
+            return self.adjoint(y if shift is None else y - shift, params)
+        if self.gives_images:
+            return y
+        raise NotImplementedError(f"{type(self).__name__} must say how y is seen as an image")
+
     def observed(self, params: Params) -> Tensor | None:
         """Boolean mask of the observed entries of y, broadcastable; None for all."""
         return None
@@ -223,11 +265,9 @@ class ForwardOperator(OperatorPart):
     def features(self, observation: Observation) -> Tensor:
         """Image-domain features for a network, with shape (B, feature_channels, *spatial).
 
-        By default the adjoint of y − A_ω(0). An operator without an adjoint overrides it.
+        By default what `backproject` gives.
         """
-        shift = self.offset(observation.params)
-        y = observation.y if shift is None else observation.y - shift
-        return self.adjoint(y, observation.params)
+        return self.backproject(observation.y, observation.params)
 
     def observe(self, x: Tensor, generator: torch.Generator) -> Observation:
         """Draws ω, then y: an `Observation` of x, with shape (B, C, *spatial)."""

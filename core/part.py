@@ -73,12 +73,14 @@ class BuildContext:
     Attributes:
         space: shape and value range of the images.
         operator: the forward operator; None while the operator itself is being built.
+        complex_input: whether a part of an operator takes complex values; `space` has their shape.
         nested: settings for parts that a part makes itself, by kind: ``{"network": {...}}``.
         factory: builds a part from kind, name and context; supplied by the registry.
     """
 
     space: ImageSpace
     operator: ForwardOperator | None = None
+    complex_input: bool = False
     nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     factory: Callable[..., Part] = _no_factory
 
