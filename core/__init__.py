@@ -23,9 +23,11 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "UserError",
         "suggest",
     ),
+    "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
     "hookspecs": ("hookimpl",),
     "radiometry": ("intensity",),
+    "linearisation": ("jacobian",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
     "moments": ("fit_gaussian",),
@@ -46,7 +48,14 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "registry": ("Registry", "get_registry"),
     "solver": ("Solver",),
     "space": ("ImageSpace",),
-    "wiener": ("AffineMap", "Wiener", "dense_matrix", "flatten_real", "spectral_power"),
+    "wiener": (
+        "AffineMap",
+        "Wiener",
+        "dense_matrix",
+        "each_entry",
+        "flatten_real",
+        "spectral_power",
+    ),
 }
 """Module of core by the public names that it provides."""
 
@@ -63,10 +72,15 @@ if TYPE_CHECKING:
     from .errors import RunError as RunError
     from .errors import UserError as UserError
     from .errors import suggest as suggest
+    from .flow import Condition as Condition
+    from .flow import ConditionalFlow as ConditionalFlow
+    from .flow import FlowConfig as FlowConfig
+    from .flow import standard_normal as standard_normal
     from .gaussian import DENSE_LIMIT as DENSE_LIMIT
     from .gaussian import Gaussian as Gaussian
     from .gaussian import dct_matrix as dct_matrix
     from .hookspecs import hookimpl as hookimpl
+    from .linearisation import jacobian as jacobian
     from .method import Batch as Batch
     from .method import Method as Method
     from .method import MethodState as MethodState
@@ -106,6 +120,7 @@ if TYPE_CHECKING:
     from .wiener import AffineMap as AffineMap
     from .wiener import Wiener as Wiener
     from .wiener import dense_matrix as dense_matrix
+    from .wiener import each_entry as each_entry
     from .wiener import flatten_real as flatten_real
     from .wiener import spectral_power as spectral_power
 else:

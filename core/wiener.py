@@ -24,7 +24,14 @@ from .observation import Observation, Params
 from .operator import ForwardOperator
 from .random import randn
 
-__all__ = ["AffineMap", "Wiener", "dense_matrix", "flatten_real", "spectral_power"]
+__all__ = [
+    "AffineMap",
+    "Wiener",
+    "dense_matrix",
+    "each_entry",
+    "flatten_real",
+    "spectral_power",
+]
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ class Wiener(nn.Module):
         residual = flatten_real(y - self.operator(start, params)).to(gain.dtype)
         observed = self.operator.observed(params)
         if observed is not None:
-            residual = residual * _each_entry(observed, len(y), self.operator).to(residual.dtype)
+            residual = residual * each_entry(observed, len(y), self.operator).to(residual.dtype)
         return start + (gain @ residual[..., None])[..., 0].reshape(start.shape).to(start.dtype)
 
     def _solve(self, batch: int, params: Params) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,10 +180,10 @@ class Wiener(nn.Module):
             )
         matrix = dense_matrix(self.operator, batch, params, u.device)
         precision = 1 / self.operator.noise_variance(mean, params).double()
-        weight = _each_entry(precision, batch, self.operator)
+        weight = each_entry(precision, batch, self.operator)
         observed = self.operator.observed(params)
         if observed is not None:
-            weight = weight * _each_entry(observed, batch, self.operator)
+            weight = weight * each_entry(observed, batch, self.operator)
         weighted = matrix * weight[..., None]
         # In the basis of S, whitened: P = U s½ (I + s½ UᵀAᵀA U s½/σ²)⁻¹ s½ Uᵀ is well conditioned.
         root = s.sqrt()
@@ -258,7 +265,7 @@ def _outputs(operator: ForwardOperator) -> int:
     return torch.Size(codomain.shape).numel() * (2 if codomain.is_complex else 1)
 
 
-def _each_entry(value: Tensor, batch: int, operator: ForwardOperator) -> Tensor:
+def each_entry(value: Tensor, batch: int, operator: ForwardOperator) -> Tensor:
     """What is broadcastable to (B, *codomain), for each real component of y: (B, m)."""
     codomain = operator.codomain
     full = torch.broadcast_to(value, (batch, *codomain.shape)).flatten(1)

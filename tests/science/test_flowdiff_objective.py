@@ -165,7 +165,7 @@ def test_a_worse_flow_is_worse_by_its_kl() -> None:
     units = torch.cat([torch.zeros(1, 16, dtype=F64), torch.eye(16, dtype=F64)]).reshape(shape)
     wiener = problem.posterior.wiener(problem.observation[:1])
     with torch.no_grad():
-        x = problem.posterior._transform(problem.observation[:1], units)[0]
+        x = problem.posterior.transform(problem.observation[:1], units)[0]
         u = wiener.inverse(x).flatten(1)  # the exact posterior is N(0, I) here
     b, B = u[0], (u[1:] - u[0]).mT
     kl = 0.5 * (B.square().sum() + b.square().sum() - 16) - torch.linalg.slogdet(B)[1]

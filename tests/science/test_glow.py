@@ -83,13 +83,13 @@ def test_log_det_is_autograds(
     posterior, observation, _ = problem(shape, steps, hidden, batch=2, centre=centre)
     perturb(posterior)
     z = latent(posterior, 1, 2)
-    x, log_det = posterior._transform(observation, z)
+    x, log_det = posterior.transform(observation, z)
     d = posterior.space.dimension
     for index in range(2):
         one = observation[index : index + 1]
 
         def image(flat: Tensor, one: Observation = one) -> Tensor:
-            return posterior._transform(one, flat.reshape(1, 1, *shape))[0].flatten()
+            return posterior.transform(one, flat.reshape(1, 1, *shape))[0].flatten()
 
         jacobian = torch.autograd.functional.jacobian(image, z[0, index].flatten(), vectorize=True)
         assert jacobian.shape == (d, d)
@@ -112,9 +112,9 @@ def test_round_trip(
     perturb(posterior, 0.6 if double else 0.1)
     z = latent(posterior, 1, 3)
     with torch.no_grad():
-        x, log_det = posterior._transform(observation, z)
+        x, log_det = posterior.transform(observation, z)
         back, inverse_log_det = posterior.inverse(x[0], observation)
-        again, _ = posterior._transform(observation, back[None])
+        again, _ = posterior.transform(observation, back[None])
     assert x.dtype == (F64 if double else torch.float32)
     tolerance = 1e-10 if double else 2e-5
     torch.testing.assert_close(back, z[0], rtol=0, atol=tolerance)
@@ -272,18 +272,18 @@ def test_the_condition_matters(centre: str) -> None:
     perturb(posterior)
     posterior.requires_grad_(False)
     z = latent(posterior, 1, 1).expand(1, 3, 1, 8, 8)
-    x, log_det = posterior._transform(observation, z)
+    x, log_det = posterior.transform(observation, z)
     for a, b in ((0, 1), (1, 2)):
         assert float((x[0, a] - x[0, b]).abs().max()) > 0.05
     assert float(log_det.std()) > 1e-3
     mask = observation.params["b.mask"]
     other = Observation(observation.y, {"b.mask": mask.roll(1, 0)}, observation.operator)
-    assert float((posterior._transform(other, z)[0] - x).abs().max()) > 0.01
+    assert float((posterior.transform(other, z)[0] - x).abs().max()) > 0.01
     # Each level's couplings see it: noise in y reaches each level's condition.
     moved = Observation(observation.y + 0.5, observation.params, observation.operator)
     for before, after in zip(
-        posterior._conditions(observation, posterior.wiener(observation).mean),
-        posterior._conditions(moved, posterior.wiener(moved).mean),
+        posterior.condition(observation, posterior.wiener(observation).mean),
+        posterior.condition(moved, posterior.wiener(moved).mean),
         strict=True,
     ):
         assert all(float((a - b).abs().max()) > 1e-3 for a, b in zip(before, after, strict=True))
@@ -295,18 +295,18 @@ def test_batch_independence(shape: tuple[int, ...], masked: bool) -> None:
     posterior, observation, gaussian = problem(shape, masked=masked)
     perturb(posterior)
     z = latent(posterior, 2, 3)
-    x, log_det = posterior._transform(observation, z)
+    x, log_det = posterior.transform(observation, z)
     images = gaussian.sample(3, seeded(8))
     density = posterior.log_prob(images, observation)
     for index in range(3):
         one = slice(index, index + 1)
-        alone, alone_det = posterior._transform(observation[one], z[:, one])
+        alone, alone_det = posterior.transform(observation[one], z[:, one])
         torch.testing.assert_close(alone, x[:, one])
         torch.testing.assert_close(alone_det, log_det[:, one])
         own = posterior.log_prob(images[one], observation[one])
         torch.testing.assert_close(own, density[one])
     order = torch.tensor([2, 0, 1])
-    shuffled, _ = posterior._transform(observation[order], z[:, order])
+    shuffled, _ = posterior.transform(observation[order], z[:, order])
     torch.testing.assert_close(shuffled, x[:, order])
 
 
@@ -317,7 +317,7 @@ def test_several_draws_are_several_single_draws(masked: bool) -> None:
     x, log_q = posterior.rsample(observation, 4, seeded(6))
     z = latent(posterior, 4, 3, seed=6)
     for index in range(4):
-        one, log_det = posterior._transform(observation, z[index : index + 1])
+        one, log_det = posterior.transform(observation, z[index : index + 1])
         torch.testing.assert_close(one[0], x[index])
         standard = -0.5 * (z[index].square() + math.log(2 * math.pi)).flatten(1).sum(1)
         torch.testing.assert_close(standard - log_det[0], log_q[index])
@@ -354,11 +354,11 @@ def test_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
     x, log_q = posterior.rsample(observation, 2, seeded())
     torch.testing.assert_close(posterior.log_prob(x[1], observation), log_q[1])
     jacobian = torch.autograd.functional.jacobian(
-        lambda z: posterior._transform(observation[:1], z.reshape(1, 1, 1, 6, 5))[0].flatten(),
+        lambda z: posterior.transform(observation[:1], z.reshape(1, 1, 1, 6, 5))[0].flatten(),
         normal(30),
         vectorize=True,
     )
-    _, log_det = posterior._transform(observation[:1], normal(30).reshape(1, 1, 1, 6, 5))
+    _, log_det = posterior.transform(observation[:1], normal(30).reshape(1, 1, 1, 6, 5))
     torch.testing.assert_close(log_det[0, 0], torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-8)
 
 

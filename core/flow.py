@@ -1,0 +1,182 @@
+r"""Conditional flows, and the centring that all of them share.
+
+.. math:: x = m(y) + L \, u, \qquad u = f_φ(z; c(y)), \qquad z ∼ N(0, I)
+
+With ``centre=wiener``, m(y) and L are the posterior of the Gaussian that was fitted to the
+measurements (`flowdiff.core.wiener`, a spectrum of few parameters by evidence where the operator
+does not look), so that a flow which starts as the identity starts as that posterior. With
+``centre=none``, x = u, and ActNorm is set from samples of the Gaussian's posterior. A flow gives
+f, its inverse and its condition; centring, features of y, density and sampling are here.
+
+References:
+    | Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021)
+    | https://arxiv.org/abs/1912.02762
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .gaussian import Gaussian
+from .observation import Observation
+from .part import BuildContext, PartConfig
+from .posterior import AmortizedPosterior
+from .random import randn
+from .wiener import Wiener
+
+__all__ = ["Condition", "ConditionalFlow", "FlowConfig", "standard_normal"]
+
+Condition: TypeAlias = Tensor | list["Condition"]
+"""What a flow knows of y: tensors with leading size B, nested in lists as the flow likes."""
+
+
+class FlowConfig(PartConfig):
+    """Settings of every flow."""
+
+    centre: Literal["wiener", "none"] = Field(
+        "wiener", description="act around the Gaussian posterior, or on the image itself"
+    )
+
+
+class ConditionalFlow(AmortizedPosterior):
+    """A posterior that is an invertible map of white noise, around the Wiener posterior.
+
+    Args:
+        config: the flow's own `Config`, a `FlowConfig`.
+        context: image space and operator.
+    """
+
+    config: FlowConfig
+    Config: ClassVar[type[PartConfig]] = FlowConfig
+
+    def __init__(self, config: FlowConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        if context.operator is None:
+            raise ValueError("a posterior is built for an operator")
+        self.config = config
+        self.gaussian = Gaussian(self.space)
+        self.wiener = Wiener(self.gaussian, context.operator)
+        extra = context.operator.feature_channels
+        self.register_buffer("feature_scale", torch.ones(extra))
+        self.features = 2 * self.space.channels + extra
+        """Channels of the features of y that `encode` sees."""
+
+    @abstractmethod
+    def encode(self, features: Tensor) -> Condition:
+        """The condition, from features of y with shape (B, `features`, *spatial)."""
+
+    @abstractmethod
+    def flow(self, z: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """f: z (N, C, *spatial) to u of that shape and log|du/dz| (N,); N entries of condition."""
+
+    @abstractmethod
+    def flow_inverse(self, u: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """f⁻¹: u (N, C, *spatial) to z of that shape and log|dz/du| (N,)."""
+
+    @abstractmethod
+    def standardise(self, u: Tensor, condition: Condition) -> None:
+        """Sets data-dependent scales (ActNorm) so that images u (B, C, *spatial) become white."""
+
+    def initialise(
+        self, moments: Gaussian, observation: Observation, generator: torch.Generator
+    ) -> None:
+        """Centres the flow; without centring, sets ActNorm from posterior samples of the Gaussian.
+
+        Those samples stand in for images: none of the data is used but the measurements. With
+        centring they are white, ActNorm stays the identity, and the flow starts as the posterior
+        itself, without a sampling error.
+        """
+        self.gaussian.load_state_dict(moments.state_dict())
+        self.wiener.update(observation.params)
+        with torch.no_grad():
+            features = self._operator_features(observation)
+            flat = features.movedim(1, 0).flatten(1)
+            spread = flat.std(1, correction=min(1, flat.shape[1] - 1))
+            # A feature that never varies (a fixed mask) keeps its own scale.
+            spread = spread.where(spread > 1e-4 * features.abs().max(), 1.0)
+            self.get_buffer("feature_scale").copy_(spread)
+            if self.config.centre == "none":
+                affine = self.wiener(observation)
+                drawn = affine.sample(1, generator)[0]
+                self.standardise(drawn, self.condition(observation, affine.mean))
+
+    def _operator_features(self, observation: Observation) -> Tensor:
+        features = observation.features()
+        return features.real if features.is_complex() else features
+
+    def condition(self, observation: Observation, mean: Tensor) -> Condition:
+        """What the flow knows of y: Wiener mean, whitened Wiener mean, the operator's features.
+
+        Args:
+            observation: B measurements.
+            mean: their Wiener means, with shape (B, C, *spatial).
+        """
+        g = self.gaussian
+        centred = g.analyse(mean - g.mean)
+        spread = g.variances.mean().sqrt()
+        scale = self.get_buffer("feature_scale").reshape(-1, *[1] * len(self.space.spatial))
+        features = [
+            g.synthesise(centred) / spread,
+            g.synthesise(centred * g.variances.rsqrt()),
+            self._operator_features(observation) / scale,
+        ]
+        return self.encode(torch.cat(features, dim=1))
+
+    def transform(self, observation: Observation, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z of shape (n, B, C, *spatial) to x and log|dx/dz| of shape (n, B)."""
+        n, batch = z.shape[:2]
+        affine = self.wiener(observation)
+        condition = _repeat(self.condition(observation, affine.mean), n)
+        u, log_det = self.flow(z.flatten(0, 1), condition)
+        u, log_det = u.unflatten(0, (n, batch)), log_det.unflatten(0, (n, batch))
+        if self.config.centre == "wiener":
+            return affine(u), log_det + affine.log_det
+        return u, log_det
+
+    def inverse(self, x: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
+        """x of shape (B, C, *spatial) to z and log|dz/dx| of shape (B,)."""
+        affine = self.wiener(observation)
+        condition = self.condition(observation, affine.mean)
+        if self.config.centre == "none":
+            return self.flow_inverse(x, condition)
+        z, log_det = self.flow_inverse(affine.inverse(x), condition)
+        return z, log_det - affine.log_det
+
+    def rsample(
+        self, observation: Observation, n: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        z = self._latent(observation, n, generator)
+        x, log_det = self.transform(observation, z)
+        return x, standard_normal(z, x.ndim - 2) - log_det
+
+    def _latent(self, observation: Observation, n: int, generator: torch.Generator) -> Tensor:
+        mean = self.gaussian.mean
+        return randn((n, len(observation), *self.space.shape), generator, mean.device, mean.dtype)
+
+    @torch.no_grad()
+    def sample(self, observation: Observation, n: int, generator: torch.Generator) -> Tensor:
+        return self.transform(observation, self._latent(observation, n, generator))[0]
+
+    def log_prob(self, x: Tensor, observation: Observation) -> Tensor:
+        z, log_det = self.inverse(x, observation)
+        return standard_normal(z, z.ndim - 1) + log_det
+
+
+def standard_normal(z: Tensor, rank: int) -> Tensor:
+    """log N(z; 0, I) in nats, summed over the last `rank` axes."""
+    axes = tuple(range(-rank, 0))
+    count = math.prod(z.shape[-rank:])
+    return -0.5 * (z.square().sum(axes) + count * math.log(2 * math.pi))
+
+
+def _repeat(condition: Condition, n: int) -> Condition:
+    """n copies of the batch, copy by copy, in the order of z.flatten(0, 1)."""
+    if isinstance(condition, Tensor):
+        return condition.repeat(n, *[1] * (condition.ndim - 1))
+    return [_repeat(part, n) for part in condition]
