@@ -114,9 +114,14 @@ class ComposedOperator(ForwardOperator):
         return x
 
     def measure(self, x: Tensor, params: Params, generator: torch.Generator) -> Tensor:
-        return self._noise().sample(
-            self.forward(x, params), _own(params, self.noise_name), generator
-        )
+        """A noisy measurement of x, with shape (B, *codomain); unobserved entries are 0.
+
+        Noise is drawn for all entries, so that ω does not shift the stream, and then removed
+        where nothing is observed: no noise, and nothing of x, is left there.
+        """
+        y = self._noise().sample(self.forward(x, params), _own(params, self.noise_name), generator)
+        observed = self.observed(params)
+        return y if observed is None else y.masked_fill(~observed, 0)
 
     def log_likelihood(self, y: Tensor, x: Tensor, params: Params) -> Tensor:
         return self._noise().log_prob(
@@ -201,5 +206,7 @@ class ComposedOperator(ForwardOperator):
                 image = image.expand(-1, -1, *spatial)
             elif image.shape[2:] != spatial:
                 image = F.interpolate(image, spatial, mode="nearest")
+            # What is the same for all samples has no batch.
+            image = image.expand(len(images[0]), *image.shape[1:])
             images.append(image.to(images[0].dtype))
         return torch.cat(images, dim=1)

@@ -155,7 +155,8 @@ class DeterministicMap(OperatorPart):
         """ω as images; None where there are none.
 
         Shape (B, feature_channels, *spatial) with the spatial sizes of the part's input, or
-        (B, feature_channels) for what is the same everywhere, such as a noise level.
+        (B, feature_channels) for what is the same everywhere, such as a noise level. What is the
+        same for all samples, such as a fixed mask, may have 1 for B.
         """
         return None
 
@@ -218,7 +219,7 @@ class ForwardOperator(OperatorPart):
 
     @abstractmethod
     def measure(self, x: Tensor, params: Params, generator: torch.Generator) -> Tensor:
-        """A noisy measurement of x, with shape (B, *codomain)."""
+        """A noisy measurement of x, with shape (B, *codomain); 0 where nothing is observed."""
 
     @abstractmethod
     def log_likelihood(self, y: Tensor, x: Tensor, params: Params) -> Tensor:
