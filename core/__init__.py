@@ -26,7 +26,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
     "hookspecs": ("hookimpl",),
-    "radiometry": ("intensity",),
+    "radiometry": ("intensity", "needs_intensities"),
     "linearisation": ("jacobian",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
@@ -39,6 +39,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "NoiseModel",
         "OperatorPart",
         "TensorSpec",
+        "sum_observed",
     ),
     "optim": ("OptimConfig", "Trainable", "frozen"),
     "part": ("BuildContext", "Part", "PartConfig"),
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from .operator import NoiseModel as NoiseModel
     from .operator import OperatorPart as OperatorPart
     from .operator import TensorSpec as TensorSpec
+    from .operator import sum_observed as sum_observed
     from .optim import OptimConfig as OptimConfig
     from .optim import Trainable as Trainable
     from .optim import frozen as frozen
@@ -109,6 +111,7 @@ if TYPE_CHECKING:
     from .prior import DiffusionPrior as DiffusionPrior
     from .prior import Prior as Prior
     from .radiometry import intensity as intensity
+    from .radiometry import needs_intensities as needs_intensities
     from .random import Streams as Streams
     from .random import derive_seed as derive_seed
     from .random import randn as randn

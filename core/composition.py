@@ -131,6 +131,9 @@ class ComposedOperator(ForwardOperator):
     def noise_variance(self, x: Tensor, params: Params) -> Tensor:
         return self._noise().variance(self.forward(x, params), _own(params, self.noise_name))
 
+    def expected(self, x: Tensor, params: Params) -> Tensor:
+        return self._noise().mean(self.forward(x, params), _own(params, self.noise_name))
+
     def observed(self, params: Params) -> Tensor | None:
         chain = self._chain()
         if not chain:

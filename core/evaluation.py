@@ -320,7 +320,7 @@ def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, An
 
 def _residual(observation: Observation, x: Tensor) -> Tensor:
     operator, params = observation.operator, observation.params
-    error = flatten_real(observation.y - operator(x, params)).square()
+    error = flatten_real(observation.y - operator.expected(x, params)).square()
     variance = operator.noise_variance(x, params).expand_as(
         observation.y.real if observation.y.is_complex() else observation.y
     )

@@ -30,7 +30,26 @@ from torch import Tensor, nn
 from .observation import Observation, Params
 from .part import BuildContext, Part, PartConfig
 
-__all__ = ["DeterministicMap", "ForwardOperator", "NoiseModel", "OperatorPart", "TensorSpec"]
+__all__ = [
+    "DeterministicMap",
+    "ForwardOperator",
+    "NoiseModel",
+    "OperatorPart",
+    "TensorSpec",
+    "sum_observed",
+]
+
+
+def sum_observed(density: Tensor, observed: Tensor | None) -> Tensor:
+    """Sum over the observed entries of each sample, with shape (B,).
+
+    Args:
+        density: log-density (or log-mass) of each entry, with shape (B, *codomain).
+        observed: boolean mask, broadcastable to it; None for all.
+    """
+    if observed is not None:
+        density = density.masked_fill(~observed, 0.0)
+    return density.flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,8 @@ class NoiseModel(OperatorPart):
 
     gaussian: ClassVar[bool] = False
     """Whether the noise is additive, Gaussian and independent of the clean measurement."""
+    discrete: ClassVar[bool] = False
+    """Whether y lies on a lattice, and `log_prob` is a log-mass."""
 
     @property
     def support_radius(self) -> int | None:
@@ -184,6 +205,10 @@ class NoiseModel(OperatorPart):
     @abstractmethod
     def variance(self, clean: Tensor, params: Params) -> Tensor:
         """Variance of each real component of y given `clean`, broadcastable to its shape."""
+
+    def mean(self, clean: Tensor, params: Params) -> Tensor:
+        """E[y | clean], with the shape of `clean`: `clean` itself, but for a floor below it."""
+        return clean
 
     @property
     def feature_channels(self) -> int:
@@ -228,6 +253,10 @@ class ForwardOperator(OperatorPart):
     @abstractmethod
     def noise_variance(self, x: Tensor, params: Params) -> Tensor:
         """Variance of each real component of y given x, broadcastable to (B, *codomain)."""
+
+    def expected(self, x: Tensor, params: Params) -> Tensor:
+        """E[y | x], with shape (B, *codomain): by default the noiseless measurement."""
+        return self.forward(x, params)
 
     def offset(self, params: Params) -> Tensor | None:
         """A_ω(0), broadcastable to (B, *codomain); None where it is zero."""

@@ -41,7 +41,9 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
     def part(settings: dict[str, Any] | None) -> str:
         if settings is None:
             return "none"
-        own = ", ".join(f"{k} {_short(v)}" for k, v in settings.items() if k != "name")
+        own = ", ".join(
+            f"{k} {_short(v)}" for k, v in settings.items() if k != "name" and v is not None
+        )
         return f"{settings['name']} ({own})" if own else str(settings["name"])
 
     return [

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["intensity"]
+from .part import BuildContext
+
+__all__ = ["intensity", "needs_intensities"]
 
 
 def intensity(x: Tensor, low: float, floor: float) -> Tensor:
@@ -27,3 +29,18 @@ def intensity(x: Tensor, low: float, floor: float) -> Tensor:
     u = x - low
     below = floor / (2 - u.clamp(max=floor) / floor)
     return u.where(u >= floor, below)
+
+
+def needs_intensities(context: BuildContext) -> tuple[bool, str]:
+    """What `compatible` answers for a part that acts on intensities above darkness.
+
+    Args:
+        context: the place of the part; its value range says where darkness is.
+    """
+    if context.complex_input:
+        return False, "it needs intensities, and what comes before gives complex values"
+    if context.space.value_range is None:
+        return False, (
+            "it needs intensities, and what comes before has no value range, so no darkness"
+        )
+    return True, ""

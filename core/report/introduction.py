@@ -75,7 +75,7 @@ def operator_in_words(operator: Sequence[Mapping[str, Any]]) -> str:
     """``gaussian_blur (sigma 0.8, boundary reflect), then gaussian_noise (sigma 0.2)``."""
     parts = []
     for part in operator:
-        settings = ", ".join(f"{k} {v}" for k, v in part.items() if k != "name")
+        settings = ", ".join(f"{k} {v}" for k, v in part.items() if k != "name" and v is not None)
         parts.append(f"{part['name']} ({settings})" if settings else str(part["name"]))
     return ", then ".join(parts)
 

@@ -87,7 +87,8 @@ def test_another_name_leaves_the_file_settings() -> None:
 
 
 def test_a_default_noise_is_added() -> None:
-    assert resolved(op="gaussian_blur").operator[-1] == {"name": "gaussian_noise", "sigma": 0.2}
+    last = resolved(op="gaussian_blur").operator[-1]
+    assert last == {"name": "gaussian_noise", "sigma": 0.2, "sigma_max": None}
 
 
 def test_settings_of_the_python_api() -> None:

@@ -41,7 +41,10 @@ METRICS = {
 
 def at(value: float, half: float = 0.01, n: int = 100) -> dict[str, Any]:
     return {
-        "value": value, "low": value - half, "high": value + half, "n_samples": n,
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "n_samples": n,
         "n_reference": n,
     }
 
@@ -71,34 +74,52 @@ def planted(
         rows.append(row("oracle", *oracle, control=True, clean_images_used=50, seconds=3.0))
     names = ("posterior_mean", "wiener_mean", "measurement")
     restoration = {
-        "n": 16, "images": 100, "peak": 2.0,
+        "n": 16,
+        "images": 100,
+        "peak": 2.0,
         "rows": [{"name": n, "title": n, "psnr": at(15.0), "ssim": at(0.8)} for n in names],
         "psnr_gain_of_posterior_mean_over": {
-            "wiener_mean": at(*gain), "wiener_sample_mean": at(gain[0] + 1, gain[1])
+            "wiener_mean": at(*gain),
+            "wiener_sample_mean": at(gain[0] + 1, gain[1]),
         },
     }
     space = {
         "chi2": {"what": "", "posterior": at(1.0), "gaussian_fit": at(1.0)},
-        "negative_elbo": at(3.0), "gaussian_fit_nll": at(4.0),
+        "negative_elbo": at(3.0),
+        "gaussian_fit_nll": at(4.0),
     }
     calibration = {
-        "what": "share of pixels inside", "nominal": [0.8, 0.5, 0.2],
-        "posterior": [0.81, 0.5, 0.2], "gaussian_fit": [0.9, 0.6, 0.25],
+        "what": "share of pixels inside",
+        "nominal": [0.8, 0.5, 0.2],
+        "posterior": [0.81, 0.5, 0.2],
+        "gaussian_fit": [0.9, 0.6, 0.25],
     }
     full = posterior is not None
     return {
-        "schema": 1, "status": "finished", "method": "flowdiff" if full else "naive",
-        "prior": "edm", "posterior": "glow", "data": "digits", "fold": "sealed", "seed": 0,
+        "schema": 1,
+        "status": "finished",
+        "method": "flowdiff" if full else "naive",
+        "prior": "edm",
+        "posterior": "glow",
+        "data": "digits",
+        "fold": "sealed",
+        "seed": 0,
         "operator": [{"name": "gaussian_noise", "sigma": 0.2}],
-        "shape": [1, 8, 8], "value_range": [-1.0, 1.0], "clean_images_used": 0,
+        "shape": [1, 8, 8],
+        "value_range": [-1.0, 1.0],
+        "clean_images_used": 0,
         "measurements": {"train": 50, "heldout": 100, "digest": "abc123"},
-        "metrics": copy.deepcopy(METRICS), "rows": rows,
+        "metrics": copy.deepcopy(METRICS),
+        "rows": rows,
         "restoration": restoration if full else None,
         "calibration": calibration if full else None,
         "measurement_space": space if full else {},
         "cost": {
-            "training_steps": 10, "training_seconds": 65.0, "preparation_seconds": 1.0,
-            "evaluation_seconds": 2.0, "peak_memory_bytes": 2**30,
+            "training_steps": 10,
+            "training_seconds": 65.0,
+            "preparation_seconds": 1.0,
+            "evaluation_seconds": 2.0,
+            "peak_memory_bytes": 2**30,
             "training_network_calls": {"prior_network": 1280, "posterior": 0},
             "parameters": {"prior": 1000, **({"posterior": 2000} if full else {})},
             "prior_sample": {"network_calls": 37.0, "seconds": 0.004},
@@ -222,7 +243,8 @@ def test_splits_that_are_unlike_are_warned_of() -> None:
     summary = planted()
     assert verdict(summary).caution == ""
     next(r for r in summary["rows"] if r["name"] == "second_split")["figures"] |= {
-        "c2st": at(0.99), "mmd": at(2.0)
+        "c2st": at(0.99),
+        "mmd": at(2.0),
     }
     assert "Do not rely on the distances" in verdict(summary).caution
 
@@ -318,8 +340,11 @@ def test_only_an_objective_is_in_nats() -> None:
 
 @pytest.mark.parametrize(
     ("found", "phrase"),
-    [([0.81, 0.5, 0.2], "calibrated"), ([0.95, 0.7, 0.3], "cautious"),
-     ([0.6, 0.3, 0.1], "overconfident")],
+    [
+        ([0.81, 0.5, 0.2], "calibrated"),
+        ([0.95, 0.7, 0.3], "cautious"),
+        ([0.6, 0.3, 0.1], "overconfident"),
+    ],
 )
 def test_the_calibration_plot_is_read(found: list[float], phrase: str) -> None:
     calibration = {"nominal": [0.8, 0.5, 0.2], "posterior": found, "gaussian_fit": [0.9, 0.5, 0.2]}
@@ -332,7 +357,12 @@ def test_numbers_for_people() -> None:
     assert figure(-0.0001, 2) == "0.00"
     assert figure(-1.5, 1) == "−1.5"
     assert [duration(s) for s in (2e-6, 0.0042, 0.5, 5, 65, 3700)] == [
-        "2 µs", "4.2 ms", "500 ms", "5.0 s", "1 min 5 s", "1 h 1 min"
+        "2 µs",
+        "4.2 ms",
+        "500 ms",
+        "5.0 s",
+        "1 min 5 s",
+        "1 h 1 min",
     ]
     assert memory(3 * 2**29) == "1.50 GiB"
     assert words(["a", "b", "c"]) == "a, b and c"
@@ -445,19 +475,39 @@ def test_the_page_needs_nothing_beside_it(summary: dict[str, Any], make: Make) -
 def test_the_order_of_the_page(make: Make) -> None:
     found = Page(page(make(planted()), [("From a plug-in", "<p>hello <em>you</em></p>")]))
     assert found.headings == [
-        "A clean prior and posterior of digits, learned through gaussian_noise", "Verdict",
-        "Held-out measurements, restored", "What the prior draws", "Distance to clean images",
-        "Restoration and uncertainty", "Training", "Cost", "Settings", "From a plug-in",
+        "A clean prior and posterior of digits, learned through gaussian_noise",
+        "Verdict",
+        "Held-out measurements, restored",
+        "What the prior draws",
+        "Distance to clean images",
+        "Restoration and uncertainty",
+        "Training",
+        "Cost",
+        "Settings",
+        "From a plug-in",
     ]
 
 
 def test_what_must_be_stated_is(make: Make) -> None:
     text = page(make(planted(oracle=(0.6, 0.05, 0.9))))
     for phrase in (
-        "50 corrupted", "0 clean images were used", "Seed 0", "sealed fold", "sigma 0.2",
-        "PSNR with peak 2", "means of 16 samples", "100 held-out images", "abc123",
-        "flowdiff run --config config.yaml --out NEW_FOLDER --controls", "37 network calls (NFE)",
-        "1 min 5 s", "1.00 GiB", "E k", "Price of corruption", "× 2.0", "[0.690,\u00a00.710]",
+        "50 corrupted",
+        "0 clean images were used",
+        "Seed 0",
+        "sealed fold",
+        "sigma 0.2",
+        "PSNR with peak 2",
+        "means of 16 samples",
+        "100 held-out images",
+        "abc123",
+        "flowdiff run --config config.yaml --out NEW_FOLDER --controls",
+        "37 network calls (NFE)",
+        "1 min 5 s",
+        "1.00 GiB",
+        "E k",
+        "Price of corruption",
+        "× 2.0",
+        "[0.690,\u00a00.710]",
     ):
         assert phrase in text, phrase
 
@@ -485,8 +535,12 @@ def test_controls_bring_their_pictures(make: Make) -> None:
 @pytest.mark.parametrize(
     ("shape", "value_range"),
     [
-        ((3, 24, 24), [-1.0, 1.0]), ((2, 9, 7), [-1.0, 1.0]), ((1, 40), [0.0, 1.0]),
-        ((2,), None), ((5,), None), ((1, 4, 6, 6), [-1.0, 1.0]),
+        ((3, 24, 24), [-1.0, 1.0]),
+        ((2, 9, 7), [-1.0, 1.0]),
+        ((1, 40), [0.0, 1.0]),
+        ((2,), None),
+        ((5,), None),
+        ((1, 4, 6, 6), [-1.0, 1.0]),
     ],
 )
 def test_other_shapes_of_data(
