@@ -23,6 +23,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "UserError",
         "suggest",
     ),
+    "exact": ("ExactPosterior", "ExactPrior", "LinearModel", "linear_model"),
     "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
     "hookspecs": ("hookimpl",),
@@ -73,6 +74,10 @@ if TYPE_CHECKING:
     from .errors import RunError as RunError
     from .errors import UserError as UserError
     from .errors import suggest as suggest
+    from .exact import ExactPosterior as ExactPosterior
+    from .exact import ExactPrior as ExactPrior
+    from .exact import LinearModel as LinearModel
+    from .exact import linear_model as linear_model
     from .flow import Condition as Condition
     from .flow import ConditionalFlow as ConditionalFlow
     from .flow import FlowConfig as FlowConfig

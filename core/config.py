@@ -1,7 +1,9 @@
 """The configuration of a run: its schema, ``--set`` and YAML, and how it is resolved.
 
 A resolved configuration names every part with every setting, so that ``config.yaml`` reproduces
-the run. Later sources win: defaults, preset, ``--config FILE``, command-line options, ``--set``.
+the run. Later sources win: built-in defaults, those of the data set (`Dataset.defaults`), preset,
+``--config FILE``, command-line options, ``--set``. What a data set suggests comes before a preset,
+because a preset is something that the user asked for, and a data set's name is not a size.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import UserError, suggest
+from .errors import PluginError, UserError, suggest
 from .part import Part, PartConfig
 from .registry import Registry
 
@@ -213,17 +215,20 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     if request.preset not in PRESETS:
         raise UserError(f"unknown preset {request.preset!r}{suggest(request.preset, PRESETS)}")
     overrides = _by_scope(request.settings)
-    chain = _operator_parts(request, registry)
+    resolved: dict[str, Any] = {
+        "data": _resolve_scope("data", request, overrides["data"], registry, _Suggested())
+    }
+    suggested = _suggested(str(resolved["data"]["name"]), registry)
+    chain = _operator_parts(request, registry, suggested.operator)
     _check_operator_scopes(overrides["op"], [name for name, _ in chain])
-
-    resolved: dict[str, Any] = {}
-    for scope in ("method", "data"):
-        resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry)
+    resolved["method"] = _resolve_scope(
+        "method", request, overrides["method"], registry, suggested
+    )
     method = str(resolved["method"]["name"])
     roles = registry.load("method", method).roles
     for scope, needed in (("prior", roles.prior), ("posterior", roles.posterior)):
         if needed:
-            resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry)
+            resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry, suggested)
         elif getattr(request, scope) is not None or overrides[scope]:
             raise UserError(
                 f"method {method} uses no {scope}, so --{scope} and its settings cannot be given"
@@ -239,6 +244,7 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
             request.preset,
             own,
             overrides["op"].get(name, {}),
+            suggested.of_operator(name),
         )
         for name, own in chain
     ]
@@ -246,6 +252,7 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         scope: _validate(
             cls,
             {
+                **suggested.settings.get(scope, {}),
                 **cls.presets.get(request.preset, {}),
                 **_mapping(request, scope),
                 **overrides[scope],
@@ -291,16 +298,108 @@ def _mapping(request: Request, key: str) -> dict[str, Any]:
     return dict(value)
 
 
+@dataclass(frozen=True)
+class _Suggestion:
+    """Settings for one part.
+
+    Attributes:
+        part: name of the part that they are written for.
+        settings: its settings, and those of the parts that it chooses.
+        source: the data set, for messages.
+    """
+
+    part: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def fitting(self, name: str, cls: type[Part], meant: type[Part]) -> dict[str, Any]:
+        """The settings that fit the part in use.
+
+        What chooses another part, such as ``network``, fits each part that chooses such a one too;
+        settings of parts so chosen are kept, and sorted out once it is known which are in use.
+        """
+        return {
+            key: value
+            for key, value in self.settings.items()
+            if (cls.nested.get(key) == meant.nested[key] if key in meant.nested else False)
+            or (key not in meant.nested and (name == self.part or not _owns(meant, key)))
+        }
+
+
+@dataclass(frozen=True)
+class _Suggested:
+    """`Dataset.defaults`, sorted.
+
+    Attributes:
+        names: of parts, by scope.
+        settings: by scope; those of operators by ``op.PART``.
+        source: the data set, for messages.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def operator(self) -> str:
+        """The chain."""
+        return self.names.get("op", DEFAULT_OPERATOR)
+
+    def of(self, scope: str) -> _Suggestion:
+        """What is suggested for the part of a scope."""
+        part = self.names.get(scope, DEFAULTS.get(scope, ""))
+        return _Suggestion(part, self.settings.get(scope, {}), self.source)
+
+    def of_operator(self, name: str) -> _Suggestion:
+        """What is suggested for the operator part of that name."""
+        return _Suggestion(name, self.settings.get(f"op.{name}", {}), self.source)
+
+
+def _suggested(data: str, registry: Registry) -> _Suggested:
+    """What the data set of that name suggests.
+
+    Raises:
+        PluginError: its `defaults` have a key that is neither a part nor a setting.
+    """
+    cls: Any = registry.load("dataset", data)
+    names: dict[str, str] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for path, value in cls.defaults.items():
+        scope, dot, key = path.partition(".")
+        if scope not in SCOPES or scope == "data" or (not dot and scope in ("train", "eval")):
+            raise PluginError(f"data set {data}: its defaults cannot set {path!r}")
+        if not dot:
+            names[scope] = str(value)
+        elif scope == "op":
+            part, _, key = key.rpartition(".")
+            settings.setdefault(f"op.{part}", {})[key] = value
+        else:
+            settings.setdefault(scope, {})[key] = value
+    return _Suggested(names, settings, data)
+
+
+def _owns(cls: type[Part], key: str) -> bool:
+    """Whether a key is a setting of the part itself, and not of one that it chooses."""
+    return key in cls.Config.model_fields
+
+
 def _resolve_scope(
-    scope: str, request: Request, overrides: Mapping[str, Any], registry: Registry
+    scope: str,
+    request: Request,
+    overrides: Mapping[str, Any],
+    registry: Registry,
+    suggested: _Suggested,
 ) -> dict[str, Any]:
     own = _mapping(request, scope)
     in_file = own.pop("name", None)
-    name = getattr(request, scope) or in_file or DEFAULTS[scope]
+    suggestion = suggested.of(scope)
+    name = getattr(request, scope) or in_file or suggestion.part
     if in_file is not None and name != in_file:
         own = {}
     kind = "dataset" if scope == "data" else scope
-    return _resolve_part(registry, kind, str(name), scope, request.preset, own, overrides)
+    return _resolve_part(
+        registry, kind, str(name), scope, request.preset, own, overrides, suggestion
+    )
 
 
 def _listed_operator(request: Request) -> list[tuple[str, dict[str, Any]]]:
@@ -324,7 +423,9 @@ def _listed_operator(request: Request) -> list[tuple[str, dict[str, Any]]]:
     return chain
 
 
-def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dict[str, Any]]]:
+def _operator_parts(
+    request: Request, registry: Registry, default: str
+) -> list[tuple[str, dict[str, Any]]]:
     """The chain with the settings of the file; a default noise is added where there is none."""
     from .operator import DeterministicMap
 
@@ -334,7 +435,7 @@ def _operator_parts(request: Request, registry: Registry) -> list[tuple[str, dic
         known = dict(listed)
         chain = [(n.strip(), known.get(n.strip(), {})) for n in request.op.split("+")]
     else:
-        chain = listed or [(name, {}) for name in DEFAULT_OPERATOR.split("+")]
+        chain = listed or [(name.strip(), {}) for name in default.split("+")]
     if any(not name for name, _ in chain):
         raise UserError(
             f"--op {request.op!r}: write names joined by +, such as {DEFAULT_OPERATOR}"
@@ -367,24 +468,46 @@ def _resolve_part(
     preset: str,
     own: Mapping[str, Any],
     overrides: Mapping[str, Any],
+    suggestion: _Suggestion,
 ) -> dict[str, Any]:
     """All settings of a part and of the parts that it chooses, flat, defaults included."""
     cls = registry.load(kind, name)
     given = {**own, **overrides}
-    settings = {**cls.Config.presets.get(preset, {}), **given}
-    nested = {
-        field: registry.load(nested_kind, str(settings.get(field, _default(cls, field))))
-        for field, nested_kind in cls.nested.items()
-    }
+    suggested = dict(suggestion.settings)
+    if suggested:
+        meant = cls if name == suggestion.part else registry.load(kind, suggestion.part)
+        suggested = suggestion.fitting(name, cls, meant)
+    settings = {**suggested, **cls.Config.presets.get(preset, {}), **given}
+    chosen = {field: str(settings.get(field, _default(cls, field))) for field in cls.nested}
+    nested = {f: registry.load(kind, chosen[f]) for f, kind in cls.nested.items()}
     known = set(cls.Config.model_fields).union(*(n.Config.model_fields for n in nested.values()))
     for key in given:
         if key not in known:
             raise UserError(f"{scope}.{key}: {name} has no such setting{suggest(key, known)}")
-    pieces = split_settings(cls, nested, settings)
+    # Settings of a part that is chosen in turn, such as the network's, are for that one only.
+    usable = {
+        key: value
+        for key, value in suggested.items()
+        if (_owns(cls, key) and (name == suggestion.part or key in cls.nested))
+        or any(
+            chosen[f] == suggested.get(f, _default(cls, f)) and _owns(nested[f], key)
+            for f in nested
+        )
+    }
+    if name == suggestion.part and not any(f in given for f in cls.nested):
+        wrong = next((key for key in suggested if key not in usable), None)
+        if wrong is not None:
+            raise PluginError(
+                f"data set {suggestion.source}: its defaults set {scope}.{wrong}, and {name} has "
+                "no such setting"
+            )
+    hints = split_settings(cls, nested, usable)
+    pieces = split_settings(cls, nested, {**cls.Config.presets.get(preset, {}), **given})
     resolved: dict[str, Any] = {"name": name}
-    for part, values in [(cls, pieces[""]), *((nested[f], pieces[f]) for f in nested)]:
+    for part, place in [(cls, ""), *((nested[f], f) for f in nested)]:
         preset_values = part.Config.presets.get(preset, {}) if part is not cls else {}
-        config = _validate(part.Config, {**preset_values, **values}, scope)
+        values = {**hints[place], **preset_values, **pieces[place]}
+        config = _validate(part.Config, values, scope)
         resolved |= config.model_dump(mode="json")
     return resolved
 

@@ -16,14 +16,16 @@ per cent), so that hyper-parameters are chosen without a look at the sealed imag
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .errors import UserError
+from .exact import ExactPrior
 from .part import Part, PartConfig
 from .random import derive_seed
 from .space import ImageSpace
@@ -58,6 +60,16 @@ class Dataset(Part, ABC):
     kind: ClassVar[str] = "dataset"
     Config: ClassVar[type[PartConfig]] = DatasetConfig
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What a run on this data uses where the user says nothing.
+
+    Keys are names of parts (``method``, ``prior``, ``posterior``, ``op``), and settings as
+    ``--set`` writes them (``prior.network``, ``op.gaussian_noise.sigma``, ``train.steps``). They
+    replace the built-in defaults; a preset, a configuration file and the command line replace
+    them. A setting is for the part that it is written for: where the user chooses another one, it
+    is left out.
+    """
+
     def __init__(self, config: DatasetConfig) -> None:
         self.config = config
 
@@ -65,6 +77,11 @@ class Dataset(Part, ABC):
     @abstractmethod
     def space(self) -> ImageSpace:
         """Shape and value range of one image, known without reading every image."""
+
+    @property
+    def exact(self) -> ExactPrior | None:
+        """The distribution that the data is drawn from, where that is known; else None."""
+        return None
 
     @abstractmethod
     def load(self) -> tuple[Tensor, Tensor]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
-from flowdiff.core import UserError, get_registry
+from flowdiff.core import Dataset, ImageSpace, PluginError, UserError, get_registry
 from flowdiff.core.config import (
     Request,
     RunConfig,
+    TrainConfig,
     parse_setting,
     read_config,
     resolve,
     settings_of,
     to_yaml,
 )
+from flowdiff.plugins.networks.unet import UNet
+from flowdiff.plugins.priors.edm import EDMPrior
 
 
 def resolved(**request: object) -> RunConfig:
@@ -110,3 +117,143 @@ def test_parse_setting() -> None:
     assert parse_setting("op.gaussian_noise.sigma=1.5e-1") == ("op.gaussian_noise.sigma", 0.15)
     with pytest.raises(UserError, match="scope"):
         parse_setting("piror.x=1")
+
+
+# ------------------------------------------------------------------ what a data set suggests
+
+
+class Suggesting(Dataset):
+    """Suggests a chain, a network and settings at every level."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "op": "gaussian_noise",
+        "op.gaussian_noise.sigma": 0.4,
+        "op.gaussian_blur.sigma": 3.0,
+        "prior": "edm",
+        "prior.network": "unet",
+        "prior.sigma_max": 33.0,
+        "prior.channels": 24,
+        "posterior": "glow",
+        "posterior.condition": 5,
+        "method.rehearsal": 0.25,
+        "method.lr_prior": 0.5,
+        "train.steps": 77,
+        "train.batch_size": 9,
+        "eval.n_posterior": 33,
+    }
+
+    @property
+    def space(self) -> ImageSpace:
+        return ImageSpace((1, 8, 8))
+
+    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(9, 1, 8, 8), torch.arange(9)
+
+
+class OtherPrior(EDMPrior):
+    """Another prior that chooses a network."""
+
+
+class OtherNetwork(UNet):
+    """Another network."""
+
+
+def suggesting(defaults: Mapping[str, Any] | None = None, **request: Any) -> RunConfig:
+    cls = type("Own", (Suggesting,), {} if defaults is None else {"defaults": defaults})
+    registry = get_registry()
+    registry.register("dataset", "own", cls)
+    registry.register("prior", "other", OtherPrior)
+    registry.register("network", "other", OtherNetwork)
+    return resolve(Request(data="own", **request), registry)
+
+
+def test_a_dataset_replaces_built_in_defaults() -> None:
+    config = suggesting()
+    assert config.operator == [{"name": "gaussian_noise", "sigma": 0.4}]
+    assert config.prior is not None and config.posterior is not None
+    assert (config.prior["sigma_max"], config.prior["channels"]) == (33.0, 24)
+    assert config.posterior["condition"] == 5
+    assert (config.method["rehearsal"], config.train.steps) == (0.25, 77)
+    assert config.eval.n_posterior == 33
+    assert resolved().train.steps == TrainConfig().steps  # other data sets are left alone
+
+
+def test_preset_then_file_then_settings_replace_a_dataset() -> None:
+    config = suggesting(preset="quick")
+    assert (config.train.steps, config.train.batch_size) == (150, 9)
+    assert config.eval.n_posterior == 8
+    file = {"train": {"steps": 5}, "prior": {"name": "edm", "channels": 16}}
+    config = suggesting(preset="quick", file=file)
+    assert config.prior is not None
+    assert (config.train.steps, config.prior["channels"]) == (5, 16)
+    assert config.prior["sigma_max"] == 33.0  # the file says nothing of it
+    config = suggesting(file=file, settings=[("train.steps", 6), ("prior.channels", 40)])
+    assert config.prior is not None
+    assert (config.train.steps, config.prior["channels"]) == (6, 40)
+
+
+def test_a_preset_of_a_part_replaces_a_dataset() -> None:
+    """Of a part, and of one that it chooses: presets are size, and the user asked for one."""
+    key, value = next(iter(UNet.Config.presets["large"].items()))
+    config = suggesting({"prior.network": "unet", f"prior.{key}": 40}, preset="large")
+    assert config.prior is not None
+    assert config.prior[key] == value
+
+
+def test_settings_are_left_out_for_another_part() -> None:
+    config = suggesting(method="oracle")
+    assert config.method["lr_prior"] != 0.5
+    config = suggesting(prior="other")
+    assert config.prior is not None
+    assert config.prior["sigma_max"] != 33.0  # the prior's own setting
+    assert config.prior["channels"] == 24  # the network is still the one that is meant
+    config = suggesting(settings=[("prior.network", "other")])
+    assert config.prior is not None
+    assert (config.prior["sigma_max"], config.prior["network"]) == (33.0, "other")
+    assert config.prior["channels"] != 24
+
+
+def test_the_network_of_a_dataset_serves_another_prior() -> None:
+    config = suggesting({"prior.network": "other"}, prior="other")
+    assert config.prior is not None
+    assert config.prior["network"] == "other"
+
+
+def test_another_chain_takes_settings_of_parts_by_name() -> None:
+    config = suggesting(op="gaussian_blur")
+    assert (sigma(config, "gaussian_blur"), sigma(config, "gaussian_noise")) == (3.0, 0.4)
+    config = suggesting(file={"operator": [{"name": "gaussian_noise", "sigma": 0.7}]})
+    assert config.operator == [{"name": "gaussian_noise", "sigma": 0.7}]
+    config = suggesting(settings=[("op.gaussian_noise.sigma", 0.6)])
+    assert sigma(config, "gaussian_noise") == 0.6
+
+
+def test_a_resolved_run_is_not_changed_by_its_dataset(tmp_path: Path) -> None:
+    config = suggesting(settings=[("prior.channels", 8), ("train.steps", 3)])
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert suggesting(file=read_config(file)) == config
+
+
+@pytest.mark.parametrize(
+    "key", ["data.n", "seed", "prior.chanels", "method.x", "op.gaussian_noise.width", "train"]
+)
+def test_a_wrong_suggestion_names_the_dataset(key: str) -> None:
+    with pytest.raises(PluginError, match=rf"data set own: .*{re.escape(key)}"):
+        suggesting({key: 1})
+
+
+@pytest.mark.parametrize("name", get_registry().names("dataset"))
+def test_suggestions_of_bundled_datasets_resolve(name: str) -> None:
+    registry = get_registry()
+    cls: Any = registry.load("dataset", name)
+    kinds = {"op": "operator"}
+    for scope in ("method", "prior", "posterior"):
+        if scope in cls.defaults and cls.defaults[scope] not in registry.names(scope):
+            pytest.skip(f"{cls.defaults[scope]} is not bundled")
+    given = {"folder": [("data.path", "x")]}.get(name, [])
+    config = resolve(Request(data=name, settings=given), registry)
+    for scope in ("method", "prior", "posterior", "op"):
+        expected = cls.defaults.get(scope)
+        found = config.operator_name if scope in kinds else (getattr(config, scope) or {})["name"]
+        assert expected is None or found == expected
