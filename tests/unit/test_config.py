@@ -169,7 +169,8 @@ def suggesting(defaults: Mapping[str, Any] | None = None, **request: Any) -> Run
 
 def test_a_dataset_replaces_built_in_defaults() -> None:
     config = suggesting()
-    assert config.operator == [{"name": "gaussian_noise", "sigma": 0.4}]
+    assert config.operator_name == "gaussian_noise"
+    assert sigma(config, "gaussian_noise") == 0.4
     assert config.prior is not None and config.posterior is not None
     assert (config.prior["sigma_max"], config.prior["channels"]) == (33.0, 24)
     assert config.posterior["condition"] == 5
@@ -223,7 +224,7 @@ def test_another_chain_takes_settings_of_parts_by_name() -> None:
     config = suggesting(op="gaussian_blur")
     assert (sigma(config, "gaussian_blur"), sigma(config, "gaussian_noise")) == (3.0, 0.4)
     config = suggesting(file={"operator": [{"name": "gaussian_noise", "sigma": 0.7}]})
-    assert config.operator == [{"name": "gaussian_noise", "sigma": 0.7}]
+    assert sigma(config, "gaussian_noise") == 0.7
     config = suggesting(settings=[("op.gaussian_noise.sigma", 0.6)])
     assert sigma(config, "gaussian_noise") == 0.6
 
