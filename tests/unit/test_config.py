@@ -248,13 +248,15 @@ def test_a_wrong_suggestion_names_the_dataset(key: str) -> None:
 def test_suggestions_of_bundled_datasets_resolve(name: str) -> None:
     registry = get_registry()
     cls: Any = registry.load("dataset", name)
-    kinds = {"op": "operator"}
-    for scope in ("method", "prior", "posterior"):
-        if scope in cls.defaults and cls.defaults[scope] not in registry.names(scope):
-            pytest.skip(f"{cls.defaults[scope]} is not bundled")
+    for key, kind in (
+        ("method", "method"), ("prior", "prior"), ("posterior", "posterior"),
+        ("prior.network", "network"),
+    ):  # fmt: skip
+        if key in cls.defaults and cls.defaults[key] not in registry.names(kind):
+            pytest.skip(f"{cls.defaults[key]} is not bundled")
     given = {"folder": [("data.path", "x")]}.get(name, [])
     config = resolve(Request(data=name, settings=given), registry)
     for scope in ("method", "prior", "posterior", "op"):
         expected = cls.defaults.get(scope)
-        found = config.operator_name if scope in kinds else (getattr(config, scope) or {})["name"]
+        found = config.operator_name if scope == "op" else (getattr(config, scope) or {})["name"]
         assert expected is None or found == expected
