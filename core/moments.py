@@ -19,8 +19,9 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
 
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use the same model diagonal in the DCT basis, with AᵀA replaced by its (average) diagonal
-there; what such operators carry between coefficients is simulated and subtracted. A non-linear
-operator gives a broad isotropic Gaussian.
+there; what such operators carry between coefficients is simulated and subtracted. Where only the
+noise differs from sample to sample, its mean variance counts. A noise whose variance depends on x
+is averaged over the images of a first fit. A non-linear operator gives a broad isotropic Gaussian.
 
 References:
     | Maximum likelihood from incomplete data via the EM algorithm (Dempster et al., 1977)
@@ -42,7 +43,7 @@ from .gaussian import DENSE_LIMIT, Gaussian, dct_matrix
 from .observation import Observation
 from .random import randn
 from .space import ImageSpace
-from .wiener import dense_matrix, flatten_real, spectral_power
+from .wiener import dense_matrix, each_entry, flatten_real, spectral_power
 
 __all__ = ["fit_gaussian"]
 
@@ -73,20 +74,46 @@ def fit_gaussian(
         The Gaussian, on the device of the measurements.
     """
     device = observation.y.device
-    operator = observation.operator
+    operator, params = observation.operator, observation.params
     if not operator.linear:
         return _broad(space).to(device)
+    zero = torch.zeros(len(observation), *space.shape, device=device)
+    noise = operator.noise_variance(zero, params).mean(0, keepdim=True)
+    fitted = _fit(observation, space, generator, noise)
+    if operator.gaussian:
+        return fitted
+    # A noise that depends on x: its variance is averaged over what the first fit says of x.
+    x = fitted.sample(len(observation), generator)
+    noise = operator.noise_variance(x, params).mean(0, keepdim=True)
+    return _fit(observation, space, generator, noise)
+
+
+def _fit(
+    observation: Observation, space: ImageSpace, generator: torch.Generator, noise: Tensor
+) -> Gaussian:
+    """The fit with a noise of given variance, broadcastable to (1, *codomain)."""
+    operator, device = observation.operator, observation.y.device
+    if not _one_matrix(observation, space):
+        fitted = _fit_spectral(observation, space, generator, float(noise.mean()))
+        return fitted.to(device)
+    one = observation[:1].params
+    matrix = dense_matrix(operator, 1, one, device)[0]
     zero = torch.zeros(1, *space.shape, device=device)
-    one_matrix = not observation.params and space.dimension <= DENSE_LIMIT
-    if not one_matrix:
-        return _fit_spectral(observation, space, generator).to(device)
-    matrix = dense_matrix(operator, 1, {}, device)[0]
-    y = flatten_real(observation.y - operator(zero, {})).double()
-    noise = float(operator.noise_variance(zero, {}).mean())
-    problem = _Problem(matrix, noise, space)
+    y = flatten_real(observation.y - operator(zero, one)).double()
+    problem = _Problem(matrix, each_entry(noise, 1, operator)[0].double(), space)
     nu = _choose_nu(y, problem, generator)
     mean, covariance = _fit_dense(_Statistics(y), problem, nu)
     return Gaussian.from_covariance(space, mean.reshape(space.shape), covariance).to(device)
+
+
+def _one_matrix(observation: Observation, space: ImageSpace) -> bool:
+    """Whether images are small, and A is the same for all samples: at most the noise differs."""
+    if not observation.params or space.dimension > DENSE_LIMIT:
+        return space.dimension <= DENSE_LIMIT
+    device = observation.y.device
+    probe = randn((1, *space.shape), torch.Generator(device).manual_seed(0), device)
+    y = observation.operator(probe.expand(len(observation), *space.shape), observation.params)
+    return bool((y == y[:1]).all())
 
 
 class _Statistics:
@@ -116,19 +143,19 @@ class _Statistics:
 
 
 class _Problem:
-    """The operator as one real matrix (m, d), its noise variance, and the DCT of the images."""
+    """The operator as one real matrix (m, d), its noise variances (m,), and the images' DCT."""
 
-    def __init__(self, matrix: Tensor, noise: float, space: ImageSpace) -> None:
+    def __init__(self, matrix: Tensor, noise: Tensor, space: ImageSpace) -> None:
         self.matrix = matrix
-        self.noise = noise
+        self.noise = float(noise.mean())
         self.space = space
-        self.eye = noise * torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        self.white = noise.diag()
         self.basis = dct_basis(space).to(matrix)
         self.spatial, self.channel = (k.to(matrix) for k in frequencies(space))
 
     def marginal(self, covariance: Tensor) -> Tensor:
         """Covariance of y, with shape (m, m), from that of x."""
-        return self.matrix @ covariance @ self.matrix.mT + self.eye
+        return self.matrix @ covariance @ self.matrix.mT + self.white
 
 
 def _choose_nu(y: Tensor, problem: _Problem, generator: torch.Generator) -> float:
@@ -284,7 +311,7 @@ def _broad(space: ImageSpace) -> Gaussian:
 
 @torch.no_grad()
 def _fit_spectral(
-    observation: Observation, space: ImageSpace, generator: torch.Generator
+    observation: Observation, space: ImageSpace, generator: torch.Generator, noise: float
 ) -> Gaussian:
     """Both stages with everything diagonal in the DCT basis."""
     operator, params = observation.operator, observation.params
@@ -293,7 +320,6 @@ def _fit_spectral(
     power = spectral_power(dct, operator, params, generator).double()
     zero = torch.zeros(1, *space.shape, device=device).expand(len(observation), *space.shape)
     centred = observation.y - operator(zero, params)
-    noise = float(operator.noise_variance(zero, params).mean())
     count = len(observation)
     weight = power.clamp_min(1e-30)
 

@@ -51,7 +51,7 @@ def summarise(
         "value_range": context.space.value_range,
         "measurements_shown_as": "themselves"
         if context.operator.gives_images
-        else "their adjoint",
+        else ("their adjoint" if context.operator.linear else "their back-projection"),
         "measurements": {
             "train": count,
             "heldout": len(heldout),

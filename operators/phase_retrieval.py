@@ -46,7 +46,7 @@ class PhaseRetrieval(DeterministicMap):
         masks: int = Field(4, ge=1, le=64, description="L, coded diffraction patterns per image")
         seed: int = Field(0, ge=0, description="of the masks' random phases")
         iterations: int = Field(
-            30, ge=1, le=1000, description="error-reduction steps of the picture that networks see"
+            10, ge=1, le=1000, description="error-reduction steps of the picture that networks see"
         )
 
     support_radius = None

@@ -55,13 +55,11 @@ class Saturation(DeterministicMap):
         return True, ""
 
     def forward(self, x: Tensor, params: Params) -> Tensor:
-        u = x - self.low
+        u, p = x - self.low, self.sharpness
         ratio = (u / self.level).abs()
-        # Above the level with (f/|u|)^p, so that no power overflows.
-        inner = ratio.clamp(max=1)
-        outer = ratio.clamp(min=1)
-        below = u * (1 + inner**self.sharpness) ** (-1 / self.sharpness)
-        above = u / outer * (1 + outer**-self.sharpness) ** (-1 / self.sharpness)
+        # Above the level in powers of f/|u|: nothing overflows, and the slope does not cancel.
+        below = u * (1 + ratio.clamp(max=1) ** p) ** (-1 / p)
+        above = self.level * u.sign() * (1 + ratio.clamp(min=1) ** -p) ** (-1 / p)
         return self.low + below.where(ratio < 1, above)
 
     @property
