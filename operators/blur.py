@@ -1,96 +1,102 @@
 r"""Gaussian blur.
 
-A separable blur is one small band matrix per axis, which holds the boundary rule in its rows:
+.. math:: A(x) = k_σ * x, \qquad k_σ(i) ∝ e^{-|i|^2 / 2σ^2}, \quad |i| ≤ r \text{ on each axis}
 
-.. math:: A(x) = K_h \, x \, K_w^T, \qquad A^*(y) = K_h^T \, y \, K_w, \qquad
-          A^+ = K_h^+ ⊗ K_w^+
+A separable blur is one small band matrix per axis, which holds the boundary rule in its rows, so
+that adjoint and pseudo-inverse are exact. The kernel is the sampled Gaussian, cut at r = ⌈4σ⌉ and
+normalised.
 
-so that adjoint and pseudo-inverse are exact, whatever the boundary, and small images are faster
-than by convolution. The kernel is the sampled Gaussian, cut at 4σ and normalised. The matrices are
-kept in float64 and used in the dtype of the image.
+With `sigma_max` each sample has a σ of its own, log-uniform between both: the parameter ``sigma``,
+of shape (B,), which networks see as log σ. All kernels are then cut where the widest is.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowdiff.core import BuildContext, DeterministicMap, Params, PartConfig
+from flowdiff.core import BuildContext, Params, PartConfig
+
+from ._boundary import BOUNDARIES, Boundary, band_matrix
+from ._separable import Separable
 
 __all__ = ["GaussianBlur"]
 
-Boundary = Literal["reflect", "circular", "zero"]
 
-
-class GaussianBlur(DeterministicMap):
+class GaussianBlur(Separable):
     """Blur with an isotropic Gaussian kernel, for images with one or more spatial axes."""
 
     class Config(PartConfig):
         """Settings ``op.gaussian_blur.*``."""
 
         sigma: float = Field(0.8, gt=0, description="standard deviation of the kernel, in pixels")
-        boundary: Boundary = Field(
-            "reflect",
-            description="reflect (half-sample symmetric: c b a | a b c), circular, or zero",
+        sigma_max: float | None = Field(
+            None,
+            gt=0,
+            description="largest standard deviation, where each sample has its own, from sigma "
+            "on; none: sigma for all",
         )
-
-    linear = True
+        boundary: Boundary = Field("reflect", description=BOUNDARIES)
 
     def __init__(self, config: Config, context: BuildContext) -> None:
         super().__init__(config, context)
-        self.radius = max(1, math.ceil(4 * config.sigma))
-        for axis, size in enumerate(self.space.spatial):
-            matrix = band_matrix(size, config.sigma, self.radius, config.boundary)
-            inverse = torch.linalg.pinv(matrix, rtol=1e-6)
-            self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
-            self.register_buffer(f"inverse_{axis}", inverse, persistent=False)
+        self.range = None if config.sigma_max is None else (config.sigma, config.sigma_max)
+        self.radius = max(1, math.ceil(4 * (config.sigma_max or config.sigma)))
+        self.boundary: Boundary = config.boundary
+        if self.range is None:
+            sigma = torch.tensor(config.sigma, dtype=torch.float64)
+            self.set_matrices([self._band(n, sigma) for n in self.space.spatial])
 
     @classmethod
     def compatible(cls, config: PartConfig, context: BuildContext) -> tuple[bool, str]:
+        assert isinstance(config, GaussianBlur.Config)
         if not context.space.spatial:
             return False, "gaussian_blur needs a spatial axis, and a vector has none"
+        if config.sigma_max is not None and config.sigma_max <= config.sigma:
+            return False, (
+                f"sigma_max={config.sigma_max:g} must be larger than sigma={config.sigma:g}"
+            )
         return True, ""
 
     @property
     def support_radius(self) -> int:
         return self.radius
 
-    def _along_axes(self, x: Tensor, name: str, transpose: bool = False) -> Tensor:
-        for axis in range(len(self.space.spatial)):
-            matrix = self.get_buffer(f"{name}_{axis}").to(x.dtype)
-            if transpose:
-                matrix = matrix.T
-            x = (x.movedim(axis + 2, -1) @ matrix.T).movedim(-1, axis + 2)
-        return x
+    def draw_params(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, Tensor]:
+        if self.range is None:
+            return {}
+        low, high = (math.log(s) for s in self.range)
+        u = torch.rand(shape[0], generator=generator, device=generator.device)
+        return {"sigma": (low + (high - low) * u).exp().to(device)}
 
-    def forward(self, x: Tensor, params: Params) -> Tensor:
-        return self._along_axes(x, "matrix")
+    def _band(self, size: int, sigma: Tensor) -> Tensor:
+        """Matrices of an axis, (size, size) or (B, size, size), for σ of shape () or (B,)."""
+        offsets = torch.arange(-self.radius, self.radius + 1, device=sigma.device).double()
+        kernel = torch.exp(-0.5 * (offsets / sigma.double()[..., None]) ** 2)
+        kernel = kernel / kernel.sum(-1, keepdim=True)
+        return band_matrix(size, kernel, -self.radius, self.boundary)
 
-    def adjoint(self, y: Tensor, params: Params) -> Tensor:
-        return self._along_axes(y, "matrix", transpose=True)
+    def matrix(self, axis: int, params: Params) -> Tensor:
+        if self.range is None:
+            return self.get_buffer(f"matrix_{axis}")
+        return self._band(self.space.spatial[axis], params["sigma"])
 
-    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
-        """Exact up to a relative cut-off of 1e-6 of each axis' singular values."""
-        return self._along_axes(y, "inverse")
+    def inverse(self, axis: int, params: Params) -> Tensor:
+        if self.range is None:
+            return self.get_buffer(f"inverse_{axis}")
+        return super().inverse(axis, params)
 
+    @property
+    def feature_channels(self) -> int:
+        return 0 if self.range is None else 1
 
-def band_matrix(size: int, sigma: float, radius: int, boundary: Boundary) -> Tensor:
-    """The blur of one axis as a matrix of shape (size, size), float64."""
-    offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    source = torch.arange(size)[:, None] + offsets[None, :]
-    weight = kernel.expand(size, -1).clone()
-    if boundary == "circular":
-        source = source % size
-    elif boundary == "reflect":
-        source = source % (2 * size)
-        source = torch.where(source < size, source, 2 * size - 1 - source)
-    else:
-        weight[(source < 0) | (source >= size)] = 0.0
-        source = source.clamp(0, size - 1)
-    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, weight)
+    def param_features(self, params: Params) -> Tensor | None:
+        return None if self.range is None else params["sigma"].log()[:, None]
