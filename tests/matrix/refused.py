@@ -1,0 +1,47 @@
+"""The reviewed list of combinations that are refused, each with its reason.
+
+A refusal that is not listed fails the tests, and so does a listed one that no longer happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["REFUSED", "Refusal"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Combinations that are refused.
+
+    Attributes:
+        where: allowed values by field of `Cell`; ``part`` is one part of the operator's chain.
+        reason: a part of the message.
+        because: why that is right, for the reviewer.
+    """
+
+    where: Mapping[str, str | tuple[str, ...]]
+    reason: str
+    because: str
+
+
+FLAT = ("signal", "vector")
+
+REFUSED = (
+    Refusal(
+        {"network": ("unet",), "shape": FLAT},
+        "needs two spatial axes",
+        "its convolutions are two-dimensional; mlp takes any shape",
+    ),
+    Refusal(
+        {"posterior": ("glow",), "shape": FLAT},
+        "needs two spatial axes",
+        "its squeezes and convolutions are two-dimensional; realnvp and affine take any shape",
+    ),
+    Refusal(
+        {"part": "gaussian_blur", "shape": ("vector",)},
+        "needs a spatial axis",
+        "a vector has no neighbourhood",
+    ),
+)
