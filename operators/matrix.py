@@ -137,7 +137,7 @@ class Matrix(DeterministicMap):
         )
         return {"matrix": self.choices[index.to(self.choices.device)].float().to(device)}
 
-    def _apply(self, matrix: Tensor, v: Tensor) -> Tensor:
+    def _times(self, matrix: Tensor, v: Tensor) -> Tensor:
         """(m, d) or (B, m, d) times (B, d)."""
         return (matrix.to(v.dtype) @ v[..., None])[..., 0]
 
@@ -145,17 +145,17 @@ class Matrix(DeterministicMap):
         return params["matrix"] if self.shared is None else self.shared
 
     def forward(self, x: Tensor, params: Params) -> Tensor:
-        return self._apply(self._matrix(params), x.flatten(1))
+        return self._times(self._matrix(params), x.flatten(1))
 
     def adjoint(self, y: Tensor, params: Params) -> Tensor:
-        return self._apply(self._matrix(params).mT, y).reshape(-1, *self.space.shape)
+        return self._times(self._matrix(params).mT, y).reshape(-1, *self.space.shape)
 
     def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
         """Exact, by the singular values of each matrix."""
         inverse = self.inverse
         if inverse is None:
             inverse = torch.linalg.pinv(params["matrix"].to(y.dtype))
-        return self._apply(inverse, y).reshape(-1, *self.space.shape)
+        return self._times(inverse, y).reshape(-1, *self.space.shape)
 
     @property
     def feature_channels(self) -> int:
