@@ -17,7 +17,7 @@ import numpy as np
 
 from flowdiff.core import DeterministicMap, get_registry
 
-from .refused import REFUSED
+from .refused import REFUSED, Refusal
 
 __all__ = ["SHAPES", "Cell", "cells", "cover", "dimensions", "predicted_refusal", "settings_of"]
 
@@ -122,14 +122,20 @@ def cells() -> Iterator[Cell]:
             yield cell
 
 
-def predicted_refusal(cell: Cell) -> str | None:
-    """The reviewed reason why a combination is refused; None where it must work."""
+def predicted_refusal(cell: Cell, without: Refusal | None = None) -> str | None:
+    """The reviewed reason why a combination is refused; None where it must work.
+
+    Args:
+        cell: the combination.
+        without: a rule to leave out.
+    """
     own = {f.name: getattr(cell, f.name) for f in fields(cell)}
     parts = {*cell.operator.split("+")}
     for rule in REFUSED:
         where = dict(rule.where)
         part = where.pop("part", None)
-        if (part is None or part in parts) and all(own[k] in v for k, v in where.items()):
+        asked = part is None or part in parts
+        if rule is not without and asked and all(own[k] in v for k, v in where.items()):
             return rule.reason
     return None
 

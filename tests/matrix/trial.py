@@ -13,8 +13,9 @@ from torch import Tensor
 from flowdiff.core import Dataset, DatasetConfig, ImageSpace, UserError, get_registry, randn
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
+from flowdiff.core.loop import batch_index
 from flowdiff.core.measurements import content_hash
-from flowdiff.core.method import MethodState
+from flowdiff.core.method import MethodState, select
 from flowdiff.core.random import derive_seed, seeded
 from flowdiff.core.session import Session
 
@@ -147,9 +148,6 @@ def try_cell(cell: Cell, folder: Path) -> Outcome:
 
 def _train(session: Session, steps: int) -> None:
     ctx = session.context
-    from flowdiff.core.loop import batch_index
-    from flowdiff.core.method import select
-
     for _ in range(steps):
         index = batch_index(ctx.step, BATCH, len(ctx.observations), ctx.streams)
         with seeded(derive_seed(0, f"global.{ctx.step}")):
