@@ -17,9 +17,9 @@ import numpy as np
 
 from flowdiff.core import DeterministicMap, get_registry
 
-from .refused import REFUSED, Refusal
+from .refused import REFUSED
 
-__all__ = ["SHAPES", "Cell", "cells", "cover", "dimensions", "predicted_refusal", "settings_of"]
+__all__ = ["SHAPES", "Cell", "cells", "cover", "dimensions", "reasons", "settings_of"]
 
 SHAPES: Mapping[str, tuple[int, ...]] = {
     "grey": (1, 6, 6),
@@ -122,22 +122,17 @@ def cells() -> Iterator[Cell]:
             yield cell
 
 
-def predicted_refusal(cell: Cell, without: Refusal | None = None) -> str | None:
-    """The reviewed reason why a combination is refused; None where it must work.
-
-    Args:
-        cell: the combination.
-        without: a rule to leave out.
-    """
+def reasons(cell: Cell) -> list[str]:
+    """The reviewed reasons for which a combination is refused; empty where it must work."""
     own = {f.name: getattr(cell, f.name) for f in fields(cell)}
     parts = {*cell.operator.split("+")}
+    found = []
     for rule in REFUSED:
         where = dict(rule.where)
-        part = where.pop("part", None)
-        asked = part is None or part in parts
-        if rule is not without and asked and all(own[k] in v for k, v in where.items()):
-            return rule.reason
-    return None
+        part = where.pop("part", parts)
+        if parts & {*part} and all(own[k] in v for k, v in where.items()):
+            found.append(rule.reason)
+    return found
 
 
 def cover() -> list[Cell]:
@@ -146,7 +141,7 @@ def cover() -> list[Cell]:
     Greedy: each cell starts from a pair that is still missing, and is filled with the values that
     add most. A pair that only refused cells hold is left out.
     """
-    works = [cell for cell in cells() if predicted_refusal(cell) is None]
+    works = [cell for cell in cells() if not reasons(cell)]
     pairs = {cell: set(combinations(enumerate(astuple(cell)), 2)) for cell in works}
     missing = set().union(*pairs.values())
     chosen = []

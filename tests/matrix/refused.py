@@ -16,12 +16,12 @@ class Refusal:
     """Combinations that are refused.
 
     Attributes:
-        where: allowed values by field of `Cell`; ``part`` is one part of the operator's chain.
+        where: values by field of `Cell`; ``part`` is any part of the operator's chain.
         reason: a part of the message.
         because: why that is right, for the reviewer.
     """
 
-    where: Mapping[str, str | tuple[str, ...]]
+    where: Mapping[str, tuple[str, ...]]
     reason: str
     because: str
 
@@ -40,8 +40,16 @@ REFUSED = (
         "its squeezes and convolutions are two-dimensional; realnvp and affine take any shape",
     ),
     Refusal(
-        {"part": "gaussian_blur", "shape": ("vector",)},
+        {"part": ("gaussian_blur",), "shape": ("vector",)},
         "needs a spatial axis",
         "a vector has no neighbourhood",
+    ),
+    Refusal(
+        {
+            "part": ("poisson_noise", "poisson_gaussian_noise", "speckle_noise"),
+            "shape": ("vector",),
+        },
+        "no darkness",
+        "counts and multiplicative noise need a zero of intensity, and vectors have no range",
     ),
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.core import Dataset, DatasetConfig, ImageSpace, UserError, get_registry, randn
+from flowdiff.core.assembly import Assembly, build_dataset
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
 from flowdiff.core.loop import batch_index
@@ -22,7 +23,7 @@ from flowdiff.core.session import Session
 from . import cells
 from .cells import Cell
 
-__all__ = ["Outcome", "make_config", "try_cell"]
+__all__ = ["Outcome", "build", "make_config", "try_cell"]
 
 STEPS = 24
 BATCH = 8
@@ -92,6 +93,17 @@ def make_config(cell: Cell, folder: Path) -> RunConfig:
         settings=settings_of(settings),
     )
     return resolve(request, get_registry())
+
+
+def build(cell: Cell, folder: Path) -> str | None:
+    """Builds the parts of a combination; why it is refused, or None."""
+    try:
+        config = make_config(cell, folder)
+        space = build_dataset(config.data, get_registry()).space
+        Assembly.build(config, space, get_registry())
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def try_cell(cell: Cell, folder: Path) -> Outcome:

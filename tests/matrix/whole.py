@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .cells import Cell, cells, predicted_refusal
+from .cells import Cell, cells, reasons
 from .trial import try_cell
 
 
@@ -55,7 +55,7 @@ def main() -> None:
             file.write(json.dumps(record) + "\n")
         print(f"{number}/{len(chosen)} {cell}: {wrong or 'as it should be'}", flush=True)
     bad = {name: wrong for name in map(str, chosen) if (wrong := done[name])}
-    refused = sum(predicted_refusal(cell) is not None for cell in chosen)
+    refused = sum(bool(reasons(cell)) for cell in chosen)
     print(
         f"{len(chosen)} combinations: {len(chosen) - refused - len(bad)} train, "
         f"{refused} are refused with a reviewed reason, {len(bad)} are wrong"
@@ -65,18 +65,18 @@ def main() -> None:
 
 def examine(cell: Cell) -> tuple[str, dict[str, object]]:
     """What is wrong with a cell, in words (empty if nothing is), and its figures."""
-    expected = predicted_refusal(cell)
+    expected = reasons(cell)
     with tempfile.TemporaryDirectory() as folder:
         try:
             outcome = try_cell(cell, Path(folder))
         except Exception as error:  # noqa: BLE001 (the table goes on; the cell is reported)
             return f"{type(error).__name__}: {error}", {}
     record: dict[str, object] = asdict(outcome)
-    if expected is None and outcome.refused is not None:
+    if not expected and outcome.refused is not None:
         return f"refused, not in the reviewed list: {outcome.refused}", record
-    if expected is not None and outcome.refused is None:
-        return f"works, and is listed as refused: {expected}", record
-    if expected is not None and expected not in (outcome.refused or ""):
+    if expected and outcome.refused is None:
+        return f"works, and is listed as refused: {expected[0]}", record
+    if expected and not any(reason in (outcome.refused or "") for reason in expected):
         return f"refused for another reason: {outcome.refused}", record
     return "; ".join(outcome.problems), record
 
