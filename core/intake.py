@@ -53,5 +53,7 @@ def as_observation(y: Any, params: Mapping[str, Any], operator: ForwardOperator)
                 f"operator parameter {name} must have shape {tuple(like.shape)}, and has "
                 f"{tuple(value.shape)}"
             )
+        if not torch.isfinite(value).all():
+            raise UserError(f"operator parameter {name} holds values that are not finite")
         given[name] = value.to(like.dtype)
     return Observation(measured, given, operator)

@@ -79,7 +79,7 @@ def fit_gaussian(
         return _broad(space).to(device)
     zero = torch.zeros(len(observation), *space.shape, device=device)
     noise = operator.noise_variance(zero, params).mean(0, keepdim=True)
-    fitted = _fit(observation, space, generator, noise)
+    fitted = _fit(observation, space, generator, noise, choose=operator.gaussian)
     if operator.gaussian:
         return fitted
     # A noise that depends on x: its variance is averaged over what the first fit says of x.
@@ -89,9 +89,16 @@ def fit_gaussian(
 
 
 def _fit(
-    observation: Observation, space: ImageSpace, generator: torch.Generator, noise: Tensor
+    observation: Observation,
+    space: ImageSpace,
+    generator: torch.Generator,
+    noise: Tensor,
+    choose: bool = True,
 ) -> Gaussian:
-    """The fit with a noise of given variance, broadcastable to (1, *codomain)."""
+    """The fit with a noise of given variance, broadcastable to (1, *codomain).
+
+    ν is chosen, or, for a first rough fit, set to the dimension.
+    """
     operator, device = observation.operator, observation.y.device
     if not _one_matrix(observation, space):
         fitted = _fit_spectral(observation, space, generator, float(noise.mean()))
@@ -101,7 +108,7 @@ def _fit(
     zero = torch.zeros(1, *space.shape, device=device)
     y = flatten_real(observation.y - operator(zero, one)).double()
     problem = _Problem(matrix, each_entry(noise, 1, operator)[0].double(), space)
-    nu = _choose_nu(y, problem, generator)
+    nu = _choose_nu(y, problem, generator) if choose else float(space.dimension)
     mean, covariance = _fit_dense(_Statistics(y), problem, nu)
     return Gaussian.from_covariance(space, mean.reshape(space.shape), covariance).to(device)
 

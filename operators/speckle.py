@@ -45,7 +45,7 @@ class SpeckleNoise(NoiseModel):
             4, ge=1, le=1000, description="L, independent intensities that are averaged"
         )
         floor: float = Field(
-            0.01,
+            0.05,
             gt=0,
             le=1,
             description="intensity below which the smooth floor begins, in image units",

@@ -22,7 +22,7 @@ from .likelihood import accepts, check_noise, log_densities
 from .problems import F64, normal, seeded
 
 SPACE = ImageSpace((1, 2, 2))
-CLEAN = torch.tensor([-0.95, -0.3, 0.4, 1.1], dtype=F64).reshape(1, 1, 2, 2)
+CLEAN = torch.tensor([-0.94, -0.3, 0.4, 1.1], dtype=F64).reshape(1, 1, 2, 2)
 """From nearly dark to brighter than the range."""
 
 CLASSES: dict[str, Any] = {
