@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdiff.core import BuildContext, Network, PartConfig
+
+from ._embedding import NoiseEmbedding
 
 __all__ = ["UNet"]
 
@@ -109,7 +110,10 @@ class UNet(Network):
     @classmethod
     def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
         if len(context.space.spatial) != 2:
-            return False, f"it needs two spatial axes, and images have shape {context.space.shape}"
+            return False, (
+                f"it needs two spatial axes, and images have shape {context.space.shape}; "
+                "network=mlp takes any shape"
+            )
         return True, ""
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -134,25 +138,6 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
-
-
-class NoiseEmbedding(nn.Module):
-    """Fourier features of a scalar (B,), then two layers: (B, width)."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, count: int = 16) -> None:
-        super().__init__()
-        frequencies = torch.linspace(math.log(0.25), math.log(16.0), count).exp()
-        self.register_buffer("frequencies", frequencies)
-        self.net = nn.Sequential(
-            nn.Linear(2 * count, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
-
-    def forward(self, condition: Tensor) -> Tensor:
-        angle = condition[:, None] * self.frequencies
-        out: Tensor = self.net(torch.cat([angle.cos(), angle.sin()], 1))
-        return out
 
 
 class Stack(nn.ModuleList):
