@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .agreement import Agreement, compare_with_exact
 from .counting import CallCounter
 from .metric import MetricValue
 from .observation import Observation
 from .progress import Progress
 from .session import Session
-from .statistics import difference, mean_interval, psnr, rank_coverage, ssim
+from .space import ImageSpace
+from .statistics import decibels, difference, mean_interval, psnr, rank_coverage, ssim
 from .wiener import AffineMap, Wiener, flatten_real
 
 __all__ = ["Evaluation", "evaluate"]
@@ -29,6 +31,10 @@ ELBO_DRAWS = 8
 """Posterior samples per measurement behind the negative ELBO, each with one noise level."""
 SHOWN = 32
 """Images of each set that are kept for the report."""
+SHOWN_VECTORS, FEW_COMPONENTS = 1000, 16
+"""The same for vectors of few components, which are drawn as clouds of points."""
+DRAWN_FOR = 3
+"""Held-out vectors whose posterior is drawn as a cloud of points."""
 
 
 @dataclass
@@ -82,10 +88,11 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
         affine = wiener(heldout)
     work = _Work(session, progress, heldout, truth, reference, affine, counter)
 
+    shown = shown_of(ctx.space)
     images: dict[str, Tensor] = {
-        "reference": reference[:SHOWN],
-        "truth": truth[:SHOWN],
-        "measurement": _as_images(work, work.heldout)[:SHOWN],
+        "reference": reference[:shown],
+        "truth": truth[:shown],
+        "measurement": _as_images(work, work.heldout)[:shown],
     }
     sets: dict[str, tuple[str, Tensor]] = {}
     cost: dict[str, Any] = {}
@@ -98,7 +105,10 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
             progress.message("restoring held-out measurements")
             restored = _restore(work, cost)
             sets["posterior"] = ("posterior samples of held-out measurements", restored[0])
+            if shown > SHOWN:
+                images["posterior_draws"] = _restored(work, work.heldout[:DRAWN_FOR], shown)
         elbo = _negative_elbo(work)
+        agreement = _against_exact(work, {name: x for name, (_, x) in sets.items()})
     with torch.no_grad():
         untrained = work.wiener.sample(
             settings.n_posterior, work.stream("gaussian_fit.posterior")
@@ -114,7 +124,7 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
     }
     definitions, rows, differences = _compare(work, sets)
     images |= {
-        name: x[:SHOWN]
+        name: x[:shown]
         for name, (_, x) in sets.items()
         if name not in ("measurements", "second_split")
     }
@@ -125,22 +135,64 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
         "restoration": None,
         "measurement_space": {},
         "calibration": None,
+        "exact": None,
     }
+    if agreement is not None:
+        summary["exact"] = agreement.figures
+        images |= agreement.images
     if restored is not None:
         samples = restored[1]
         summary["restoration"] = _restoration(work, samples, untrained)
-        summary["calibration"] = _calibration(samples, untrained, truth)
+        summary["calibration"] = _calibration(samples, untrained, truth, ctx.space)
         summary["measurement_space"]["chi2"] = _chi_square(work, samples, untrained)
         images |= {
-            "mean": samples.mean(0)[:SHOWN],
-            "std": samples.std(0)[:SHOWN],
-            "samples": samples[:4, :SHOWN],
-            "wiener_mean": work.wiener.mean.cpu()[:SHOWN],
+            "mean": samples.mean(0)[:shown],
+            "std": samples.std(0)[:shown],
+            "samples": samples[:4, :shown],
+            "wiener_mean": work.wiener.mean.cpu()[:shown],
         }
     summary["measurement_space"] |= elbo
     cost["evaluation_seconds"] = time.monotonic() - started
     summary["cost"] = cost
     return Evaluation(summary, {k: v.detach().cpu().clone() for k, v in images.items()})
+
+
+def shown_of(space: ImageSpace) -> int:
+    """How many images of each set are kept for the report."""
+    few = not space.spatial and space.dimension <= FEW_COMPONENTS
+    return SHOWN_VECTORS if few else SHOWN
+
+
+def _restored(work: _Work, observation: Observation, n: int) -> Tensor:
+    """n posterior samples of a few measurements, on the CPU, from a stream of their own."""
+    drawn = work.session.method.restore(
+        observation, n, work.session.context, work.stream("posterior_draws")
+    )
+    return drawn.cpu()
+
+
+def _against_exact(work: _Work, sets: Mapping[str, Tensor]) -> Agreement | None:
+    exact = work.session.dataset.exact
+    if exact is None:
+        return None
+    work.progress.message("comparing with the exact answer")
+    settings, context = work.session.config.eval, work.session.context
+    restores = "restore" in work.session.method.artifacts
+    drawn = {"prior": sets["prior"]} if "prior" in sets else {}
+    drawn["gaussian_fit_prior"] = context.moments.sample(
+        len(work.truth), work.stream("gaussian_fit.prior")
+    ).cpu()
+    return compare_with_exact(
+        exact,
+        context.space,
+        work.heldout,
+        {**drawn, "truth": work.truth},
+        (lambda observation, n: _restored(work, observation, n)) if restores else None,
+        Wiener(context.moments, context.operator),
+        work.stream("exact"),
+        settings.bootstrap,
+        shown_of(context.space) if shown_of(context.space) > SHOWN else 0,
+    )
 
 
 def _as_images(work: _Work, observation: Observation) -> Tensor:
@@ -259,28 +311,18 @@ def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, A
         "wiener_sample": ("one Wiener sample (untrained)", untrained[0]),
         "measurement": ("measurement", _as_images(work, work.heldout)),
     }
-    decibels = {name: psnr(x, work.truth, space) for name, (_, x) in estimates.items()}
     rows = []
     for name, (title, x) in estimates.items():
-        row = {
-            "name": name,
-            "title": title,
-            "psnr": mean_interval(
-                decibels[name], work.stream("bootstrap"), settings.bootstrap
-            ).to_json(),
-        }
+        row = {"name": name, "title": title, "psnr": _quality(work, x).to_json()}
         similarity = ssim(x, work.truth, space)
         if similarity is not None:
             row["ssim"] = mean_interval(
                 similarity, work.stream("bootstrap"), settings.bootstrap
             ).to_json()
         rows.append(row)
+    best = estimates["posterior_mean"][1]
     gain = {
-        other: mean_interval(
-            decibels["posterior_mean"] - decibels[other],
-            work.stream("bootstrap"),
-            settings.bootstrap,
-        ).to_json()
+        other: _gain(work, best, estimates[other][1]).to_json()
         for other in ("wiener_mean", "wiener_sample_mean", "measurement")
     }
     return {
@@ -292,11 +334,40 @@ def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, A
     }
 
 
-def _calibration(samples: Tensor, untrained: Tensor, truth: Tensor) -> dict[str, Any]:
+def _quality(work: _Work, estimate: Tensor) -> MetricValue:
+    """PSNR, a mean over images; without a value range the signal-to-error ratio of the set."""
+    space, replicates = work.session.context.space, work.session.config.eval.bootstrap
+    if space.value_range is not None:
+        values = psnr(estimate, work.truth, space)
+        return mean_interval(values, work.stream("bootstrap"), replicates)
+    signal = _squares(work.truth - work.truth.mean(0))
+    error = _squares(estimate - work.truth)
+    return decibels(signal, error, work.stream("bootstrap"), replicates)
+
+
+def _gain(work: _Work, estimate: Tensor, other: Tensor) -> MetricValue:
+    """How much better the first is in dB, paired image by image."""
+    space, replicates = work.session.context.space, work.session.config.eval.bootstrap
+    if space.value_range is not None:
+        values = psnr(estimate, work.truth, space) - psnr(other, work.truth, space)
+        return mean_interval(values, work.stream("bootstrap"), replicates)
+    pair = _squares(other - work.truth), _squares(estimate - work.truth)
+    return decibels(*pair, work.stream("bootstrap"), replicates)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Sum of squares of each entry of the batch, with shape (B,)."""
+    return x.flatten(1).square().sum(1)
+
+
+def _calibration(
+    samples: Tensor, untrained: Tensor, truth: Tensor, space: ImageSpace
+) -> dict[str, Any]:
     nominal, learned = rank_coverage(samples, truth)
     _, wiener = rank_coverage(untrained, truth)
     return {
-        "what": "share of pixels of held-out clean images inside central posterior intervals",
+        "what": f"share of {'pixels' if len(space.spatial) > 1 else 'components'} of held-out "
+        f"clean {space.noun} inside central posterior intervals",
         "nominal": nominal.tolist(),
         "posterior": learned.tolist(),
         "gaussian_fit": wiener.tolist(),

@@ -52,6 +52,11 @@ class ImageSpace:
         return self.shape[1:]
 
     @property
+    def noun(self) -> str:
+        """What the data consists of, in the plural: images (volumes too), signals or vectors."""
+        return {0: "vectors", 1: "signals"}.get(len(self.spatial), "images")
+
+    @property
     def peak(self) -> float:
         """Width of the value range, the peak of PSNR: 2 for [-1, 1].
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .metric import MetricValue
 from .space import ImageSpace
 
-__all__ = ["difference", "mean_interval", "psnr", "rank_coverage", "ssim"]
+__all__ = ["decibels", "difference", "mean_interval", "psnr", "rank_coverage", "ssim"]
 
 
 def mean_interval(
@@ -24,6 +24,37 @@ def mean_interval(
     means = values[picks.cpu()].mean(1)
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
     return MetricValue(float(values.mean()), float(low), float(high), count, count)
+
+
+def decibels(
+    power: Tensor,
+    error: Tensor,
+    generator: torch.Generator,
+    replicates: int = 200,
+    level: float = 0.95,
+) -> MetricValue:
+    """10 log₁₀(mean power / mean error) in dB, with its percentile bootstrap interval.
+
+    Against the power of the truth about its mean this is the signal-to-error ratio of a set; of
+    two estimates' errors, the gain of one over the other, paired sample by sample. Means are taken
+    before the logarithm, so that the posterior mean is the best estimate, as it should be; a mean
+    of logarithms would reward the few samples that are hit by chance.
+
+    Args:
+        power: a squared quantity of each sample, with shape (N,).
+        error: another, with shape (N,).
+        generator: of the bootstrap draws.
+        replicates: how many.
+        level: coverage of the interval.
+    """
+    pair = torch.stack([power, error]).detach().double().cpu().clamp_min(1e-30)
+    count = pair.shape[1]
+    picks = torch.randint(count, (replicates, count), generator=generator, device=generator.device)
+    means = pair[:, picks.cpu()].mean(2)
+    ratios = 10 * (means[0] / means[1]).log10()
+    low, high = torch.quantile(ratios, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double())
+    value = float(10 * (pair[0].mean() / pair[1].mean()).log10())
+    return MetricValue(value, float(low), float(high), count, count)
 
 
 def difference(a: MetricValue, b: MetricValue, level: float = 0.95) -> dict[str, float]:
@@ -42,12 +73,13 @@ def difference(a: MetricValue, b: MetricValue, level: float = 0.95) -> dict[str,
 def psnr(estimate: Tensor, truth: Tensor, space: ImageSpace) -> Tensor:
     """10 log₁₀(peak²/MSE) of each image in dB, with shape (B,), for inputs (B, C, *spatial).
 
-    The peak is the width of the value range, 2 for [-1, 1]; without a range, twice the truth's
-    largest absolute value.
+    The peak is the width of the value range, 2 for [-1, 1].
+
+    Raises:
+        ValueError: the space has no value range; `decibels` is for those.
     """
-    peak = space.peak if space.value_range is not None else 2 * float(truth.abs().max())
     error = (estimate - truth).square().flatten(1).mean(1).clamp_min(1e-20)
-    return 20 * math.log10(peak) - 10 * error.log10()
+    return 20 * math.log10(space.peak) - 10 * error.log10()
 
 
 def ssim(estimate: Tensor, truth: Tensor, space: ImageSpace) -> Tensor | None:

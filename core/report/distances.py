@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowdiff.core.space import ImageSpace
+
 from .comparison import Comparison, Outcome, comparisons
 from .interval import Interval
 from .numbers import figure, span
@@ -14,7 +16,7 @@ from .price import prices
 __all__ = ["Cell", "Column", "Distances", "Group", "Row", "distances"]
 
 GROUPS = (
-    ("Prior: new images", ("prior", "gaussian_fit_prior", "oracle", "naive")),
+    ("Prior: new samples", ("prior", "gaussian_fit_prior", "oracle", "naive")),
     ("Posterior: one sample for each held-out measurement", ("posterior", "gaussian_fit")),
     ("Ends of the scale", ("measurements", "second_split")),
 )
@@ -26,7 +28,7 @@ LABELS = {
     "gaussian_fit_prior": ("fitted Gaussian", "control, untrained"),
     "gaussian_fit": ("its Wiener posterior", "control, untrained"),
     "measurements": ("measurements", "control, as they are"),
-    "second_split": ("second clean split", "control, what clean images reach"),
+    "second_split": ("second clean split", "control, what clean data reaches"),
     "oracle": ("oracle", "control, same prior"),
     "naive": ("naive", "control, same prior"),
 }
@@ -98,6 +100,7 @@ def distances(summary: Mapping[str, Any]) -> Distances:
         )
         for name, m in metrics.items()
     ]
+    things = ImageSpace(tuple(summary["shape"])).noun
     trained = summary["cost"]["training_steps"] > 0
     pairs = comparisons(summary) if trained else []
     rows = {row["name"]: row for row in summary["rows"]}
@@ -105,7 +108,7 @@ def distances(summary: Mapping[str, Any]) -> Distances:
     known = {name for _, names in GROUPS for name in names}
     grouped.append(("Other rows", [name for name in rows if name not in known]))
     groups = [
-        Group(title, [_row(rows[name], list(metrics), pairs, trained) for name in names])
+        Group(title, [_row(rows[name], list(metrics), pairs, trained, things) for name in names])
         for title, names in grouped
         if names
     ]
@@ -113,13 +116,17 @@ def distances(summary: Mapping[str, Any]) -> Distances:
 
 
 def _row(
-    row: Mapping[str, Any], metrics: list[str], pairs: list[Comparison], trained: bool
+    row: Mapping[str, Any],
+    metrics: list[str],
+    pairs: list[Comparison],
+    trained: bool,
+    things: str,
 ) -> Row:
     label, note = LABELS.get(row["name"], (row["title"], ""))
     if not trained:
         label = UNTRAINED_LABELS.get(row["name"], label)
     if row.get("clean_images_used"):
-        note += f", {row['clean_images_used']:,} clean images"
+        note += f", {row['clean_images_used']:,} clean {things}"
     cells = [
         _cell(row["name"], metric, Interval.read(row["figures"][metric]), pairs)
         if metric in row["figures"]
@@ -128,7 +135,7 @@ def _row(
     ]
     sizes = sorted({(f["n_samples"], f["n_reference"]) for f in row["figures"].values()})
     control = bool(row.get("control")) or row["name"] not in LEARNED
-    size = ", ".join(f"{a:,} images with {b:,} clean ones" for a, b in sizes)
+    size = ", ".join(f"{a:,} {things} with {b:,} clean ones" for a, b in sizes)
     return Row(label, note, control, cells, size)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -16,6 +18,7 @@ from flowdiff.core.pictures import colour_map, contact_sheet, encode_png
 from flowdiff.core.space import ImageSpace
 
 from .numbers import figure
+from .plots import plot
 
 __all__ = ["Gallery", "Picture", "gallery"]
 
@@ -77,6 +80,7 @@ class Gallery:
         sets: contact sheets side by side.
         set_size: images on each sheet.
         shrunk: whole factor by which large images were reduced; 1 where none was.
+        plot: of vectors and signals, instead of strips; None for images.
     """
 
     strips: list[Picture]
@@ -86,6 +90,7 @@ class Gallery:
     sets: list[Picture]
     set_size: int
     shrunk: int
+    plot: Picture | None = None
 
 
 def gallery(
@@ -102,12 +107,14 @@ def gallery(
     shrunk = -(-max(space.spatial) // LARGEST) if len(space.spatial) == 2 else 1
     everything = {**_split_samples(figures), **controls}
     everything = {name: _shrink(x, shrunk) for name, x in everything.items()}
-    rows = [row for row in RESTORATION if row[0] in everything] if space.spatial else []
+    drawn = plot(figures, space)
+    rows = [] if drawn else [row for row in RESTORATION if row[0] in everything]
     sets = [row for row in SETS if row[0] in everything]
     first = everything.get("reference", next(iter(everything.values())))
     size = first[0].numel()
     shown = _fit(len(rows), size, 3, 10 if len(space.spatial) != 1 else 4)
-    set_size = _fit(len(sets), size, 6, 25) if space.spatial else len(first)
+    cloud = space.shape == (2,)
+    set_size = len(first) if cloud else _fit(len(sets), size, 6, 25)
 
     peak = float(everything["std"][:shown].max()) if "std" in everything else 0.0
     strips = [
@@ -122,7 +129,19 @@ def gallery(
     sheets = [
         _set(label, note, everything[name][:set_size], space, first) for name, label, note in sets
     ]
-    return Gallery(strips, shown, bar, ("0", figure(peak, 2)), sheets, set_size, shrunk)
+    picture = None if drawn is None else _plot(drawn, space)
+    ends = ("0", figure(peak, 2))
+    return Gallery(strips, shown, bar, ends, sheets, set_size, shrunk, picture)
+
+
+def _plot(png: bytes, space: ImageSpace) -> Picture:
+    with Image.open(io.BytesIO(png)) as opened:
+        width, height = opened.size
+    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    alt = "Truth, measurements, learned prior and posteriors as " + (
+        "lines with a band of uncertainty" if space.spatial else "clouds of points"
+    )
+    return Picture("", "", source, alt, width, height)
 
 
 def _split_samples(figures: Mapping[str, Tensor]) -> dict[str, Tensor]:

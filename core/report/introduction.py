@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowdiff.core.space import ImageSpace
+
 from .numbers import HARD_SPACE, duration, words
 
 __all__ = ["introduction", "operator_in_words", "title"]
 
 FOLDS = {
-    "sealed": "The clean reference images are the sealed fold’s, which no setting was chosen on.",
+    "sealed": "The clean reference data is the sealed fold’s, which no setting was chosen on.",
     "development": (
         "This is the development fold: its figures serve to choose settings, not to be published."
     ),
@@ -37,10 +39,11 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
     cost, measured = summary["cost"], summary["measurements"]
     shape = "×".join(map(str, summary["shape"]))
     used = summary["clean_images_used"]
+    things = ImageSpace(tuple(summary["shape"])).noun
     parts = [f"a {part} ({summary[part]})" for part in cost["parameters"] if summary.get(part)]
     count = f"{measured['train']:,}"
     source = (
-        f"the {used:,} clean images behind the measurements"
+        f"the {used:,} clean {things} behind the measurements"
         if used
         else (f"{count} corrupted measurements of {summary['data']} ({shape})")
     )
@@ -48,7 +51,7 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
         learned = f"The method {summary['method']} learned {words(parts)} from {source}"
     else:
         learned = f"The method {summary['method']} fitted a Gaussian in closed form to {source}"
-    learned += "." if used else "; 0 clean images were used in training."
+    learned += "." if used else f"; 0 clean {things} were used in training."
     sentences = [
         learned,
         f"The known measurement process: {operator_in_words(summary['operator'])}.",

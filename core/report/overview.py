@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from flowdiff.core.pictures import colour_map, contact_sheet
 from flowdiff.core.space import ImageSpace
 
+from .plots import plot
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,14 +30,16 @@ ROWS = (
 
 
 def overview(figures: Mapping[str, Tensor], space: ImageSpace) -> bytes | None:
-    """The picture as PNG; None for spaces without two spatial axes.
+    """The picture as PNG; None for volumes and single numbers.
+
+    Images are shown in rows; vectors as clouds of points and signals as lines, see `plots`.
 
     Args:
         figures: images of the run, as figures.safetensors holds them.
         space: their space.
     """
     if len(space.spatial) != 2:
-        return None
+        return plot(figures, space)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

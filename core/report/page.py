@@ -19,10 +19,11 @@ from .calibration import calibration_chart, reading
 from .cost import costs
 from .curves import panels, window_of
 from .distances import distances
+from .exact import against_exact
 from .gallery import gallery
 from .interval import LEVEL
 from .introduction import introduction, title
-from .restoration import checks, estimates, gains, paired_differences
+from .restoration import checks, estimates, gains, paired_differences, quality
 from .settings import environment_rows, scopes
 from .verdict import verdict
 
@@ -66,6 +67,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "summary": summary,
         "verdict": verdict(summary),
         "gallery": gallery(figures, _control_figures(run, summary), space),
+        "exact": against_exact(summary),
         "distances": distances(summary),
         "differences": paired_differences(summary),
         "estimates": estimates(summary),
@@ -86,6 +88,9 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "command": _command(summary),
         "original": shlex.join(map(str, environment.get("command", []))),
         "trained": trained,
+        "things": space.noun,
+        "quality": quality(summary),
+        "has_ssim": len(space.spatial) == 2,
         "level": round(100 * LEVEL),
         "bootstrap": run.config.eval.bootstrap,
         "references": _references(run, summary),

@@ -10,7 +10,7 @@ from .distances import Cell
 from .interval import Interval
 from .numbers import figure, span
 
-__all__ = ["Check", "Estimate", "checks", "estimates", "gains"]
+__all__ = ["Check", "Estimate", "checks", "estimates", "gains", "quality"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ def estimates(summary: Mapping[str, Any]) -> list[Estimate]:
     ]
 
 
+def quality(summary: Mapping[str, Any]) -> str:
+    """PSNR where the data has a value range; else SNR, against the truth's own power."""
+    return "PSNR" if summary.get("value_range") else "SNR"
+
+
 def gains(summary: Mapping[str, Any]) -> list[tuple[str, Cell]]:
-    """PSNR of the posterior mean minus that of other estimates, image by image."""
+    """Quality of the posterior mean minus that of other estimates, in dB, paired."""
     restoration = summary.get("restoration")
     if not restoration:
         return []

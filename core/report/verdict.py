@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowdiff.core.space import ImageSpace
+
 from .comparison import Comparison, Outcome, comparisons, unlike_splits
 from .interval import Interval
 from .numbers import HARD_SPACE, figure, span, words
 from .price import prices
+from .restoration import quality
 
 __all__ = ["Verdict", "gain_outcome", "verdict"]
 
@@ -43,7 +46,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     pairs = comparisons(summary)
     gain = _gain(summary)
     sentences = [
-        *([_wins(pairs), _misses(pairs, gain)] if pairs else []),
+        *([_wins(pairs), _misses(pairs, gain, quality(summary))] if pairs else []),
         _restoration(summary),
         _measurement_space(summary),
         _price(summary),
@@ -51,6 +54,10 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     return Verdict(
         _headline(summary, pairs, gain), tuple(s for s in sentences if s), _caution(summary)
     )
+
+
+def _things(summary: Mapping[str, Any]) -> str:
+    return ImageSpace(tuple(summary["shape"])).noun
 
 
 def gain_outcome(gain: Interval) -> Outcome:
@@ -80,8 +87,8 @@ def _caution(summary: Mapping[str, Any]) -> str:
     if not unlike_splits(summary):
         return ""
     return (
-        "Do not rely on the distances: a second split of clean images is farther from the clean "
-        "reference images than samples of the untrained Gaussian are. The splits show different "
+        "Do not rely on the distances: a second split of clean data is farther from the clean "
+        "reference data than samples of the untrained Gaussian are. The splits show different "
         "things, as they do where few pictures are cut into many patches; use data with more "
         "sources."
     )
@@ -98,7 +105,7 @@ def _headline(summary: Mapping[str, Any], pairs: list[Comparison], gain: Interva
     if not parts:
         parts = ["no learned row could be compared with an untrained one"]
     used = summary["clean_images_used"]
-    control = f"A control, trained on {used:,} clean images: " if used else ""
+    control = f"A control, trained on {used:,} clean {_things(summary)}: " if used else ""
     text = "; ".join(parts)
     return control + (text if control else text[0].upper() + text[1:])
 
@@ -135,7 +142,7 @@ def _wins(pairs: list[Comparison]) -> str:
     return f"Beyond the intervals, {words(parts)}."
 
 
-def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
+def _misses(pairs: list[Comparison], gain: Interval | None, name: str) -> str:
     parts, mixed = [], False
     for pair in pairs:
         same, worse, over = (
@@ -151,7 +158,7 @@ def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
             pieces.append(f"worse on {_listed(worse, titles)}")
         if over:
             pieces.append(
-                f"beyond what clean images reach on {words(over)}, as huddled samples are"
+                f"beyond what clean data reaches on {words(over)}, as huddled samples are"
             )
         if pieces:
             verb = "is" if pair.learned == "prior" else "are"
@@ -159,7 +166,7 @@ def _misses(pairs: list[Comparison], gain: Interval | None) -> str:
         mixed = mixed or bool(pair.titled("better") and (worse or over))
     if gain is not None and gain_outcome(gain) != "better":
         how = "lower" if gain_outcome(gain) == "worse" else "indistinguishable"
-        parts.append(f"the posterior mean’s PSNR is {how}")
+        parts.append(f"the posterior mean’s {name} is {how}")
     if not parts:
         return "There is no metric on which the learned model fails to beat the untrained row."
     text = f"It does not beat the untrained row here: {'; '.join(parts)}."
@@ -183,8 +190,9 @@ def _restoration(summary: Mapping[str, Any]) -> str:
     rows = {row["name"]: row for row in restoration["rows"]}
     ours, theirs = (rows[n]["psnr"]["value"] for n in ("posterior_mean", "wiener_mean"))
     text = (
-        f"The mean of {restoration['n']} posterior samples reaches {figure(ours, 2)} dB PSNR on "
-        f"{restoration['images']:,} held-out images; its gain over the exact Wiener mean "
+        f"The mean of {restoration['n']} posterior samples reaches {figure(ours, 2)} dB "
+        f"{quality(summary)} on {restoration['images']:,} held-out {_things(summary)}; its "
+        "gain over the exact Wiener mean "
         f"({figure(theirs, 2)} dB) is {figure(gain.value, 2)} dB {span(gain, 2)}"
     )
     gains = restoration["psnr_gain_of_posterior_mean_over"]
@@ -236,9 +244,10 @@ def _price(summary: Mapping[str, Any]) -> str:
         if p.kind == "ratio"
     ]
     oracle = next(row for row in summary["rows"] if row["name"] == "oracle")
-    what = f"the oracle, the same prior trained on {oracle['clean_images_used']:,} clean images"
+    used = f"{oracle['clean_images_used']:,} clean {_things(summary)}"
+    what = f"the oracle, the same prior trained on {used}"
     if ratios:
-        far = f"it is {words(ratios)} from clean images"
+        far = f"it is {words(ratios)} from clean {_things(summary)}"
         return f"Price of corruption: compared with {what}, {far}."
     worse = [
         titles[p.metric]
@@ -249,6 +258,6 @@ def _price(summary: Mapping[str, Any]) -> str:
     if not worse:
         return f"Price of corruption: it cannot be told apart from {what}, on any metric."
     return (
-        f"Price of corruption: {what}, is closer to clean images beyond the intervals on "
+        f"Price of corruption: {what}, is closer to clean data beyond the intervals on "
         f"{len(worse)} of {len(found)} metrics ({words(worse)})."
     )

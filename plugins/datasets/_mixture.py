@@ -27,6 +27,7 @@ https://www.microsoft.com/en-us/research/people/cmbishop/prml-book/
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,8 +65,7 @@ class GaussianMixture:
         self.shape = shape
         self.log_weights = weights.double().log().log_softmax(-1)
         self.means = means.double().reshape(*self.log_weights.shape, math.prod(shape))
-        variances, self.basis = torch.linalg.eigh(covariances.double())
-        self.variances = variances.clamp_min(variances.amax() * 1e-14)
+        self.covariances = covariances.double()
         self._log_evidence = log_evidence
 
     @property
@@ -95,10 +95,23 @@ class GaussianMixture:
         """Cov[x] over flattened samples, with shape (*batch, d, d)."""
         w = self.log_weights.exp()[..., None, None]
         off = self.means - self.mean.reshape(*self.batch, 1, -1)
-        return (w * (self._covariances() + off[..., :, None] * off[..., None, :])).sum(-3)
+        return (w * (self.covariances + off[..., :, None] * off[..., None, :])).sum(-3)
 
-    def _covariances(self) -> Tensor:
-        return (self.basis * self.variances[..., None, :]) @ self.basis.mT
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        """s (…, K or 1, d) and U (…, K or 1, d, d); not needed for the evidence or the mean."""
+        variances, basis = torch.linalg.eigh(self.covariances)
+        return variances.clamp_min(variances.amax() * 1e-14), basis
+
+    @property
+    def variances(self) -> Tensor:
+        """s, with shape (*batch, K or 1, d)."""
+        return self._spectrum[0]
+
+    @property
+    def basis(self) -> Tensor:
+        """U, with shape (*batch, K or 1, d, d); eigenvectors are columns."""
+        return self._spectrum[1]
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """log p_σ(x) in nats, with shape (…, *batch) and the dtype of x.
@@ -170,7 +183,7 @@ class GaussianMixture:
         v = torch.as_tensor(variance, dtype=torch.float64).expand(y.shape)
         if bool((v == v[:1]).all()):
             v = v[:1]  # equal for all: one covariance serves the batch
-        s = self._covariances()
+        s = self.covariances
         cross = s @ a.mT
         joint = a @ cross + torch.diag_embed(v)[:, None]
         root = torch.linalg.cholesky(joint)

@@ -166,7 +166,7 @@ def test_more_than_clean_images_reach_is_no_gain() -> None:
     found = comparisons(planted(prior=(0.99, 0.3, 1.7)))[0]
     assert found.outcomes == {"c2st": "worse", "mmd": "worse", "density": "overshoots"}
     text = " ".join(verdict(planted(prior=(0.99, 0.3, 1.7))).sentences)
-    assert "beyond what clean images reach on density" in text
+    assert "beyond what clean data reaches on density" in text
 
 
 def test_a_win_is_said_and_nothing_is_missed() -> None:

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from flowdiff.core import ImageSpace, MetricValue
-from flowdiff.core.statistics import difference, mean_interval, psnr, rank_coverage, ssim
+from flowdiff.core.statistics import (
+    decibels,
+    difference,
+    mean_interval,
+    psnr,
+    rank_coverage,
+    ssim,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -41,10 +48,21 @@ def test_psnr_is_per_image_and_scikit_images() -> None:
     assert torch.isfinite(psnr(truth, truth, SPACE)).all()
 
 
-def test_psnr_without_a_range() -> None:
-    truth = torch.tensor([[3.0, -5.0], [1.0, 0.0]])
-    values = psnr(truth + 0.1, truth, ImageSpace((2,), None))
-    torch.testing.assert_close(values, torch.full((2,), 40.0), rtol=1e-5, atol=0)
+def test_psnr_needs_a_range() -> None:
+    with pytest.raises(ValueError, match="range"):
+        psnr(torch.zeros(2, 2), torch.ones(2, 2), ImageSpace((2,), None))
+
+
+def test_decibels_are_of_means_and_paired() -> None:
+    generator = torch.Generator().manual_seed(0)
+    power = torch.rand(400, generator=generator) + 0.1
+    found = decibels(100 * power, power, generator)
+    assert (found.value, found.low, found.high) == pytest.approx((20, 20, 20))
+    error = torch.rand(400, generator=generator)
+    found = decibels(power, error, generator)
+    expected = 10 * math.log10(float(power.mean() / error.mean()))
+    assert found.value == pytest.approx(expected, abs=1e-5)
+    assert found.low < found.value < found.high < found.low + 1
 
 
 def test_ssim() -> None:
