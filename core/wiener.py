@@ -33,6 +33,9 @@ __all__ = [
     "spectral_power",
 ]
 
+_CHUNK = 2**22
+"""Bytes that `dense_matrix` takes for the columns in work: 4 MiB, what a cache holds."""
+
 
 @dataclass(frozen=True)
 class AffineMap:
@@ -255,19 +258,27 @@ def dense_matrix(
 ) -> Tensor:
     """The linear part of A_ω as real matrices of shape (B, m, d), float64.
 
-    A complex measurement counts as its real and imaginary parts, one after the other.
+    A complex measurement counts as its real and imaginary parts, one after the other. Columns are
+    computed many at a time, with a bounded memory.
     """
     space = operator.space
     zero = torch.zeros(batch, *space.shape, device=device)
     offset = flatten_real(operator(zero, params))
+    copied = sum(v.numel() * v.element_size() for v in params.values())
+    # An input, an output and as much in between, in float32, and the copies of ω. Where ω is the
+    # larger part (a matrix for each sample), copies cost more than calls.
+    values = 16 * batch * (space.dimension + offset.shape[1])
+    count = 1 if copied > values else max(1, _CHUNK // (values + copied))
     columns = []
-    for index in range(space.dimension):
-        unit = zero.reshape(batch, -1).clone()
-        unit[:, index] = 1.0
-        columns.append(
-            (flatten_real(operator(unit.reshape(zero.shape), params)) - offset).double()
-        )
-    return torch.stack(columns, dim=-1)
+    for units in torch.eye(space.dimension, device=device).split(count):
+        images = units[:, None].expand(-1, batch, -1).reshape(-1, *space.shape)
+        # Column by column, as the images are.
+        own = params
+        if len(units) > 1:
+            own = {k: v.repeat(len(units), *[1] * (v.ndim - 1)) for k, v in params.items()}
+        found = flatten_real(operator(images, own)).reshape(len(units), *offset.shape) - offset
+        columns.append(found)
+    return torch.cat(columns).permute(1, 2, 0).double().contiguous()
 
 
 def spectral_power(

@@ -23,6 +23,7 @@ from flowdiff.core import (
     ImageSpace,
     Observation,
     UserError,
+    dense_matrix,
     flatten_real,
     get_registry,
 )
@@ -941,3 +942,34 @@ def test_complex_noise_is_zero_where_k_space_is_not_seen() -> None:
     residual = (observation.y - chain(normal(3, 1, 8, 8), observation.params))[full]
     for part in (residual.real, residual.imag):
         assert abs(float(part.std()) - 0.2) < 5 * 0.2 / (2 * len(part)) ** 0.5
+
+
+# ---------------------------------------------------------------------------- dense matrices
+
+
+@pytest.mark.parametrize("chunk", [1, 40_000, 2**22])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"name": "random_mask"}],
+        [{"name": "gaussian_blur"}],
+        [{"name": "motion_blur"}, {"name": "fourier_mask", "acceleration": 2.0}],
+        [{"name": "downsample"}, {"name": "matrix", "rows": 3, "per_sample": True}],
+    ],
+    ids=lambda parts: "+".join(part["name"] for part in parts),
+)
+def test_dense_matrix_is_the_operator(
+    parts: list[dict[str, Any]], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One column at a time, a few, or all at once: A_ω x of each sample, with its own ω."""
+    chain = operator(*parts, {"name": "gaussian_noise"}, shape=(2, 4, 6))
+    params = chain.draw_params((5, 2, 4, 6), seeded())
+    monkeypatch.setattr("flowdiff.core.wiener._CHUNK", chunk)
+    matrix = dense_matrix(chain, 5, params, torch.device("cpu"))
+    x = normal(5, 2, 4, 6)
+    y = flatten_real(chain(x, params))
+    assert matrix.shape == (5, y.shape[1], 48)
+    assert matrix.dtype == F64
+    assert matrix.is_contiguous()
+    # Columns are computed in float32.
+    torch.testing.assert_close((matrix @ x.flatten(1)[..., None])[..., 0], y, rtol=0, atol=1e-5)
