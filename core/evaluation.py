@@ -196,7 +196,7 @@ def _against_exact(work: _Work, sets: Mapping[str, Tensor]) -> Agreement | None:
 
 
 def _as_images(work: _Work, observation: Observation) -> Tensor:
-    """Measurements as images: themselves, or their adjoint where they have another shape."""
+    """Measurements as images: themselves, or what `features` shows of those of another shape."""
     operator = work.session.context.operator
     if operator.gives_images:
         return observation.y.cpu()
@@ -303,13 +303,15 @@ def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, A
     space, settings = work.session.context.space, work.session.config.eval
     wiener_mean = work.wiener.mean.cpu()
     exact = _exact_wiener(work)
+    operator = work.session.context.operator
+    seen_as = "" if operator.gives_images else ", seen as an image"
     estimates = {
         "posterior_mean": ("posterior mean", samples.mean(0)),
         "posterior_sample": ("one posterior sample", samples[0]),
         "wiener_mean": (f"Wiener mean (untrained{', exact' if exact else ''})", wiener_mean),
         "wiener_sample_mean": ("Wiener mean (untrained, of as many samples)", untrained.mean(0)),
         "wiener_sample": ("one Wiener sample (untrained)", untrained[0]),
-        "measurement": ("measurement", _as_images(work, work.heldout)),
+        "measurement": (f"measurement{seen_as}", _as_images(work, work.heldout)),
     }
     rows = []
     for name, (title, x) in estimates.items():
@@ -377,7 +379,7 @@ def _calibration(
 def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
     """Whitened squared residual of samples per observed entry: 1 for exact posterior samples."""
     found: dict[str, Any] = {
-        "what": "mean of (y − A(x))²/σ² per observed entry over posterior samples; 1 when right"
+        "what": "mean of (y − E[y|x])²/Var[y|x] per observed entry over samples; 1 when right"
     }
     for name, drawn in (("posterior", samples), ("gaussian_fit", untrained)):
         values = torch.stack(

@@ -8,7 +8,8 @@ For y = A_ω(x) + n with affine A and n ~ N(0, σ² I), the posterior under N(μ
 a posterior sample, and so that a flow may act on u ("Wiener-centring"). It is exact for small
 images, with one matrix for all samples or one per sample. Above `DENSE_LIMIT` dimensions, AᵀA is
 replaced by its diagonal in the DCT basis: exact for noise and for reflecting symmetric blurs, else
-an approximation that is still a legal centring. Without a linear operator it is N(μ, S) itself.
+an approximation that is still a legal centring. Of a noise that depends on x, the variance at μ
+counts. Without a linear operator it is N(μ, S) itself.
 """
 
 from __future__ import annotations

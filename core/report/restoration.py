@@ -89,7 +89,7 @@ def checks(summary: Mapping[str, Any]) -> list[Check]:
         found.append(
             Check(
                 "χ² of posterior samples",
-                "mean of (y − A(x))²/σ² per observed entry; 1 is right",
+                "mean of (y − E[y|x])²/Var[y|x] per observed entry; 1 is right",
                 _cell(chi["posterior"], 3) if "posterior" in chi else None,
                 _cell(chi["gaussian_fit"], 3) if "gaussian_fit" in chi else None,
             )

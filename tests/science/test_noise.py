@@ -109,6 +109,20 @@ def test_complex_sampler_and_likelihood_agree(name: str) -> None:
     assert not accepts(check_noise(noise, clean, sampler=wrong))
 
 
+@pytest.mark.parametrize("name", ["gaussian", "laplace"])
+def test_complex_density_is_that_of_both_parts(name: str) -> None:
+    """Constants included: each entry counts as two real ones, and each part has the variance."""
+    noise = make(name)
+    clean = torch.complex(CLEAN, CLEAN.flip(-1)).expand(500, -1, -1, -1)
+    y = noise.sample(clean, {}, seeded())
+    expected = noise.log_prob(y.real, clean.real, {}) + noise.log_prob(y.imag, clean.imag, {})
+    torch.testing.assert_close(noise.log_prob(y, clean, {}), expected, rtol=1e-12, atol=1e-12)
+    variance = noise.variance(clean, {})
+    assert not variance.is_complex()
+    for part in ((y - clean).real, (y - clean).imag):
+        assert abs(float(part.var() / variance.mean()) - 1) < 0.2
+
+
 @pytest.mark.science
 def test_sampler_and_likelihood_agree_for_a_sigma_of_its_own() -> None:
     noise = make("gaussian", sigma=0.1, sigma_max=1.0)
