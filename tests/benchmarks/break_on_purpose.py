@@ -1,0 +1,176 @@
+"""Breaks the code on purpose, one mistake at a time, and shows which test notices.
+
+    python -m tests.benchmarks.break_on_purpose [--only NAME …]
+
+Each mistake is made in a copy of the checkout, and the named test must fail there (and pass in
+the copy as it is). Exit code 1 if one goes unnoticed. About ten seconds a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A change of the code, and the test that must fail.
+
+    Attributes:
+        name: what is wrong.
+        file: where, relative to the checkout.
+        old: the text that is replaced, once.
+        new: what replaces it.
+        test: the test, as pytest names it.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MISTAKES = (
+    Mistake(
+        "log-det of a coupling with the wrong sign",
+        "plugins/posteriors/realnvp.py",
+        "return u, log_det + scale.flatten(1).sum(1)",
+        "return u, log_det - scale.flatten(1).sum(1)",
+        "tests/science/test_posteriors.py::test_law",
+    ),
+    Mistake(
+        "log-det of the centring left out",
+        "core/flow.py",
+        "return affine(u), log_det + affine.log_det",
+        "return affine(u), log_det",
+        "tests/science/test_posteriors.py::test_law",
+    ),
+    Mistake(
+        "half of the affine posterior's log-det",
+        "plugins/posteriors/affine.py",
+        "- factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)",
+        "- 0.5 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)",
+        "tests/science/test_posteriors.py::test_law",
+    ),
+    Mistake(
+        "constant of the standard normal dropped",
+        "core/flow.py",
+        "count * math.log(2 * math.pi)",
+        "0.0 * count",
+        "tests/science/test_posteriors.py::test_law",
+    ),
+    Mistake(
+        "constant of the Gaussian density dropped",
+        "core/gaussian.py",
+        "self.space.dimension * math.log(2 * math.pi) + s.log().sum()",
+        "s.log().sum()",
+        "tests/science/test_gaussian.py",
+    ),
+    Mistake(
+        "posterior covariance with half the noise",
+        "core/wiener.py",
+        "precision = 1 / self.operator.noise_variance(mean, params).double()",
+        "precision = 2 / self.operator.noise_variance(mean, params).double()",
+        "tests/science/test_posteriors.py::test_start_is_the_exact_posterior",
+    ),
+    Mistake(
+        "noise drawn with half of σ",
+        "operators/noise.py",
+        "return clean + sigma * randn(",
+        "return clean + 0.5 * sigma * randn(",
+        "tests/science/test_noise.py",
+    ),
+    Mistake(
+        "a chain's adjoint is its pseudo-inverse",
+        "core/composition.py",
+        "y = part.adjoint(y, _own(params, name))",
+        "y = part.pseudo_inverse(y, _own(params, name))",
+        "tests/science/test_operators.py",
+    ),
+    Mistake(
+        "the blur's adjoint is its pseudo-inverse",
+        "operators/blur.py",
+        'return self._along_axes(y, "matrix", transpose=True)',
+        'return self._along_axes(y, "inverse")',
+        "tests/science/test_operators.py::test_blur_adjoint",
+    ),
+    Mistake(
+        "noise drawn anew in each epoch",
+        "core/loop.py",
+        "returned = session.method.step(select(ctx.observations, index, ctx.clean), ctx)",
+        "fresh = ctx.operator.observe(session.dataset.split('train')[index], "
+        "ctx.streams.get('again'))\n"
+        "        from .method import Batch\n"
+        "        returned = session.method.step(Batch(fresh, index, ctx.clean), ctx)",
+        "tests/runs/test_frozen_measurements.py",
+    ),
+    Mistake(
+        "clean images reach every method",
+        "core/session.py",
+        'clean=dataset.split("train").to(device) if assembly.method.needs_clean else None,',
+        'clean=dataset.split("train").to(device),',
+        "tests/science/test_controls.py::test_only_the_oracle_gets_clean_images",
+    ),
+)
+
+
+def main() -> None:
+    """Makes each mistake and prints what noticed it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="words that a mistake's name has")
+    options = parser.parse_args()
+    missed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        # The repository root is the package, so the copy's folder has its name.
+        copy = Path(temporary) / "flowdiff"
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        for test in sorted({m.test for m in MISTAKES}):
+            if run(copy, test).returncode:
+                sys.exit(f"{test} fails before anything was broken")
+        for mistake in MISTAKES:
+            if not all(word in mistake.name for word in options.only):
+                continue
+            path = copy / mistake.file
+            text = path.read_text()
+            if text.count(mistake.old) != 1:
+                sys.exit(f"{mistake.name}: {mistake.file} does not have that text once")
+            path.write_text(text.replace(mistake.old, mistake.new))
+            result = run(copy, mistake.test)
+            path.write_text(text)
+            failed = next(
+                (line for line in result.stdout.splitlines() if line.startswith("FAILED")), ""
+            )
+            missed += not failed
+            print(f"{mistake.name}: {failed.partition(' - ')[0] or 'NOT NOTICED'}", flush=True)
+    sys.exit(bool(missed))
+
+
+def run(copy: Path, test: str) -> subprocess.CompletedProcess[str]:
+    """Runs one test in the copy until its first failure."""
+    environment = {**os.environ, "PYTHONPATH": str(copy.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-rf", "-p", "no:cacheprovider", test],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+if __name__ == "__main__":
+    main()
