@@ -19,9 +19,9 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
 
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use the same model diagonal in the DCT basis, with AᵀA replaced by its (average) diagonal
-there; what such operators carry between coefficients is simulated and subtracted. Where only the
-noise differs from sample to sample, its mean variance counts. A noise whose variance depends on x
-is averaged over the images of a first fit. A non-linear operator gives a broad isotropic Gaussian.
+there; what such operators carry between coefficients is simulated and subtracted. Where a matrix
+for each sample is affordable, that is the start and the S₀ of an exact EM
+(`flowdiff.core.per_sample_em`). A non-linear operator gives a broad isotropic Gaussian.
 
 References:
     | Maximum likelihood from incomplete data via the EM algorithm (Dempster et al., 1977)
@@ -41,6 +41,7 @@ from torch import Tensor
 
 from .gaussian import DENSE_LIMIT, Gaussian, dct_matrix
 from .observation import Observation
+from .per_sample_em import affordable, refine
 from .random import randn
 from .space import ImageSpace
 from .wiener import dense_matrix, each_entry, flatten_real, spectral_power
@@ -102,6 +103,8 @@ def _fit(
     operator, device = observation.operator, observation.y.device
     if not _one_matrix(observation, space):
         fitted = _fit_spectral(observation, space, generator, float(noise.mean()))
+        if fitted.dense and affordable(observation):
+            fitted = refine(observation, fitted, noise)
         return fitted.to(device)
     one = observation[:1].params
     matrix = dense_matrix(operator, 1, one, device)[0]

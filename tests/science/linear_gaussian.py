@@ -282,8 +282,8 @@ def learned_prior(session: Session, draws: int = 100_000) -> Normal:
     """The prior as a Gaussian: exactly where it is one, else by the moments of its samples."""
     prior: Any = session.context.prior
     with session.method.serving(), torch.no_grad():
-        if hasattr(prior, "covariance"):
-            return Normal(prior.mean.double().flatten(), prior.covariance().double())
+        if hasattr(prior, "fitted"):
+            return Normal.of(prior.fitted())
         generator = torch.Generator().manual_seed(2)
         chunks = [prior("sample", 2000, generator, None).flatten(1) for _ in range(draws // 2000)]
         x = torch.cat(chunks).double()
