@@ -5,7 +5,8 @@
 <class 'flowdiff.operators.blur.GaussianBlur'>
 
 A name is short (``myop``) or qualified (``mypkg:myop``). What a namespace provider answers for is
-always qualified (``deepinv:Tomography``).
+always qualified (``deepinv:Tomography``). A network may also be a class of any importable module,
+``my_module:MyNet``, without a manifest; a package that has one comes first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -26,6 +28,10 @@ __all__ = ["SESSION", "ComponentRecord", "Registry", "get_registry", "set_regist
 
 SESSION = "session"
 """Package name of components that were registered by hand."""
+
+_MODULE = "a module without a manifest"
+_BY_MODULE = frozenset({"network"})
+"""Kinds of which a class may be named as ``module:Class``, without a manifest."""
 
 # Strings, so that a look-up imports no torch.
 _CONTRACTS: dict[str, str] = {
@@ -284,8 +290,20 @@ class Registry:
             hint = suggest(name, [r.name for r in inside])
             raise PluginError(f"package {prefix!r} provides no {kind} {name!r}{hint}")
         prefixes = [p.name for p in self.packages] + [q.namespace for _, q in self._providers()]
-        raise PluginError(
-            f"no installed package {prefix!r} provides plug-ins{suggest(prefix, prefixes)}"
+        missing = f"no installed package {prefix!r} provides plug-ins{suggest(prefix, prefixes)}"
+        if kind not in _BY_MODULE:
+            raise PluginError(missing)
+        if not _importable(prefix):
+            raise PluginError(
+                f"{kind} {prefix}:{name}: {missing}, and there is no module {prefix!r} to import; "
+                "is its folder on PYTHONPATH?"
+            )
+        return ComponentRecord(
+            kind=kind,
+            name=name,
+            package=Package(prefix, "", _MODULE),
+            target=f"{prefix}:{name}",
+            summary=f"{name} of the module {prefix}",
         )
 
     def _providers(self) -> list[tuple[Package, Provider]]:
@@ -398,6 +416,17 @@ def _refusal(record: ComponentRecord) -> str:
     )
 
 
+def _importable(module: str) -> bool:
+    """Whether the module's top level can be found; imports nothing."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    try:
+        return find_spec(module.partition(".")[0]) is not None
+    # A module that was put into sys.modules by hand has no spec.
+    except ValueError:
+        return True
+
+
 def _load(record: ComponentRecord) -> type[Any]:
     try:
         found = _resolve(record.target)
@@ -430,6 +459,8 @@ def _check_contract(found: Any, record: ComponentRecord) -> type[Any]:
 
 
 def _failure(record: ComponentRecord, cause: str) -> PluginError:
+    if record.package.entry_point == _MODULE:
+        return PluginError(f"{record.kind} {record.target}: {' '.join(cause.split())}")
     where = record.package.entry_point
     if record.package.file is not None:
         where = f"{where}, {record.package.file}"

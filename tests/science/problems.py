@@ -25,6 +25,7 @@ from flowdiff.core import (
 from flowdiff.operators.blur import GaussianBlur
 from flowdiff.operators.noise import GaussianNoise
 from flowdiff.plugins.posteriors.glow import GlowPosterior
+from flowdiff.plugins.priors.ddpm import DDPMPrior
 from flowdiff.plugins.priors.edm import EDMPrior
 
 F64 = torch.float64
@@ -347,3 +348,38 @@ def perturb(module: torch.nn.Module, size: float = 0.6, seed: int = 7) -> None:
         for p in module.parameters():
             scale = size / p[0].numel() ** 0.5 if p.ndim > 1 else 0.5 * size
             p.add_(scale * torch.randn(p.shape, generator=g, dtype=p.dtype))
+
+
+def ddpm_with(
+    gaussian: Gaussian,
+    denoiser: Callable[[Tensor, Tensor], Tensor] | None = None,
+    **settings: Any,
+) -> DDPMPrior:
+    """A DDPM around a Gaussian whose ε-prediction makes D the given denoiser; None for F = 0."""
+    space = gaussian.space
+
+    def network(features: Tensor, condition: Tensor) -> Tensor:
+        first = features[:, : space.channels]
+        if denoiser is None:
+            return torch.zeros_like(first)
+        steps = prior.config.timesteps
+        sigma = prior.schedule.sigma((condition + 4) * steps / 8)
+        wide = sigma.reshape(-1, *[1] * (first.ndim - 1))
+        if prior.config.precondition == "none":
+            x = first * (1 + wide**2).sqrt()
+            return (x - denoiser(x, sigma)) / wide
+        total = gaussian.variances + sigma[:, None] ** 2
+        x = gaussian.mean + gaussian.synthesise(gaussian.analyse(first) * total.sqrt())
+        rest = gaussian.denoise(x, sigma) - denoiser(x, sigma)
+        c_out = sigma[:, None] * (gaussian.variances / total).sqrt()
+        return gaussian.synthesise(gaussian.analyse(rest) / c_out)
+
+    def factory(kind: str, name: str, context: BuildContext, **sizes: Any) -> Given:
+        inputs = 1 if settings.get("precondition") == "none" else 2
+        assert sizes == {"in_channels": inputs * space.channels, "out_channels": space.channels}
+        return Given(network, context, space.channels)
+
+    context = BuildContext(space, factory=factory)
+    prior = DDPMPrior(DDPMPrior.Config(**settings), context).to(gaussian.mean.dtype)
+    prior.initialise(gaussian, seeded())
+    return prior

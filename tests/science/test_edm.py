@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.core import Gaussian, ImageSpace
-from flowdiff.plugins.priors.edm import EDMPrior, Levels
+from flowdiff.plugins.priors._levels import Levels
+from flowdiff.plugins.priors.edm import EDMPrior
 
 from .problems import F64, Mixture, edm_with, normal, perturb, seeded, some_gaussian, vectors
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from flowdiff.core import DENSE_LIMIT, BuildContext, Gaussian, ImageSpace
 from flowdiff.plugins.priors._components import Components
 from flowdiff.plugins.priors.gaussian import GaussianPrior
+from flowdiff.plugins.priors.gmm import GMMPrior
 
 from .problems import F64, normal, perturb, seeded, some_gaussian, vectors
 
@@ -215,3 +217,171 @@ def test_gaussian_in_float32() -> None:
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, prior.denoise(x, sigma).float(), rtol=1e-3, atol=1e-3)
     assert single.sample(2, seeded()).dtype == torch.float32
+
+
+# ---------------------------------------------------------------------------- the mixture
+
+
+def mixture_prior(space: ImageSpace, covariance: str = "full", components: int = 3) -> GMMPrior:
+    """One with every parameter moved."""
+    config = GMMPrior.Config(covariance=covariance, components=components)  # type: ignore[arg-type]
+    prior = GMMPrior(config, BuildContext(space)).double()
+    prior.initialise(some_gaussian(space), seeded())
+    perturb(prior, 0.5)
+    return prior
+
+
+def torch_mixture(prior: GMMPrior, sigma: float = 0.0) -> MixtureSameFamily:
+    """The density of x + σn by torch, on flattened images."""
+    own = prior.components
+    eye = torch.eye(prior.space.dimension, dtype=F64)
+    parts = MultivariateNormal(own.means().flatten(1), own.covariances() + sigma**2 * eye)
+    return MixtureSameFamily(Categorical(logits=prior.logits), parts)
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+@pytest.mark.parametrize("shape", [(5,), (1,), (2, 9), (3, 3, 2)], ids=str)
+def test_mixture_is_exact(shape: tuple[int, ...], covariance: str) -> None:
+    space = ImageSpace(shape)
+    prior = mixture_prior(space, covariance)
+    x = prior.sample(4, seeded(3)).requires_grad_(True)
+    truth = -torch_mixture(prior).log_prob(x.flatten(1))
+    torch.testing.assert_close(prior.nll_bound(x, seeded()), truth, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(prior.loss(x, seeded()), truth, rtol=1e-8, atol=1e-8)
+    (slope,) = torch.autograd.grad(prior.nll_bound(x, seeded(1), 3).sum(), x)
+    (expected,) = torch.autograd.grad(truth.sum(), x)
+    torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
+    for level in (0.1, 1.0, 4.0):
+        at = x.detach().requires_grad_(True)
+        density = torch_mixture(prior, level).log_prob(at.flatten(1))
+        (score,) = torch.autograd.grad(density.sum(), at)
+        got = prior.score(at, torch.full((4,), level, dtype=F64))
+        torch.testing.assert_close(got, score, rtol=1e-6, atol=1e-6)
+    share = prior.responsibilities(x, torch.zeros(4, dtype=F64))
+    parts = torch_mixture(prior).component_distribution.log_prob(x.flatten(1)[:, None])
+    weighted = parts.exp() * prior.logits.softmax(0)
+    torch.testing.assert_close(share, weighted / weighted.sum(1, keepdim=True))
+
+
+def test_mixture_denoiser_limits() -> None:
+    prior = mixture_prior(ImageSpace((1, 3, 3)))
+    x = normal(2, 1, 3, 3)
+    tiny, huge = torch.full((2,), 1e-7, dtype=F64), torch.full((2,), 1e7, dtype=F64)
+    torch.testing.assert_close(prior.denoise(x, tiny), x, rtol=0, atol=1e-8)
+    weights = prior.log_weights.exp()
+    mean = (weights[:, None, None, None] * prior.components.means()).sum(0).detach()
+    torch.testing.assert_close(
+        prior.denoise(x, huge).detach(), mean.expand(2, 1, 3, 3), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_mixture_samples_have_their_weights() -> None:
+    config = GMMPrior.Config(
+        means=((3.0, 0.0), (-3.0, 1.0), (0.0, 4.0)), std=(0.1, 0.2, 0.3), weights=(1.0, 2.0, 5.0)
+    )
+    prior = GMMPrior(config, BuildContext(vectors(2))).double()
+    before = {k: v.clone() for k, v in prior.state_dict().items()}
+    prior.initialise(some_gaussian(vectors(2)), seeded())
+    assert all(torch.equal(v, before[k]) for k, v in prior.state_dict().items())
+    n = 20_000
+    x = prior.sample(n, seeded())
+    nearest = torch.cdist(x, torch.tensor(config.means, dtype=F64)).argmin(1)
+    for k, (weight, std) in enumerate(zip((1, 2, 5), (0.1, 0.2, 0.3), strict=True)):
+        own = x[nearest == k]
+        share = weight / 8
+        assert abs(len(own) / n - share) < 5 * math.sqrt(share * (1 - share) / n)
+        eye = torch.eye(2, dtype=F64)
+        assert_moments(own, torch.tensor(config.means[k], dtype=F64), std**2 * eye)
+    # By hand, at a mean: the others are far away.
+    at = torch.tensor([[3.0, 0.0]], dtype=F64)
+    expected = math.log(1 / 8) - math.log(2 * math.pi * 0.01)
+    assert float(prior.log_prob(at).detach()) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
+@pytest.mark.parametrize("d", [2, 16, 64])
+def test_mixture_starts_near_the_gaussian(d: int, covariance: str) -> None:
+    """It has its mean, its covariance in expectation, and its density within a nat or so."""
+    space = vectors(d)
+    start = some_gaussian(space)
+    total = torch.zeros(d, d, dtype=F64)
+    for seed in range(40):
+        config = GMMPrior.Config(covariance=covariance)  # type: ignore[arg-type]
+        prior = GMMPrior(config, BuildContext(space)).double()
+        prior.initialise(start, seeded(seed))
+        means = prior.components.means().detach() - start.mean
+        torch.testing.assert_close(means.mean(0), torch.zeros(d, dtype=F64))
+        second = prior.components.covariances().mean(0).detach() + means.mT @ means / len(means)
+        total += start.basis.mT @ second @ start.basis / 40
+    assert float((total.diagonal() / start.variances - 1).mean().abs()) < 0.05
+    x = start.sample(2000, seeded(7))
+    gap = (start.log_prob(x) - prior.log_prob(x)).mean().detach()
+    assert 0 < float(gap) < 1.5
+
+
+def test_one_component_is_the_gaussian() -> None:
+    space = vectors(4)
+    prior = GMMPrior(GMMPrior.Config(components=1), BuildContext(space)).double()
+    start = some_gaussian(space)
+    prior.initialise(start, seeded())
+    x = normal(5, 4)
+    torch.testing.assert_close(prior.log_prob(x), start.log_prob(x))
+
+
+def test_mixture_is_learnt() -> None:
+    """From the moments of a mixture of three: within .03 nats of its own log-likelihood."""
+    means = ((0.8, 0.0), (-0.8, 0.2), (0.0, -0.7))
+    given = GMMPrior.Config(means=means, std=(0.1, 0.15, 0.2), weights=(1.0, 2.0, 2.0))
+    truth = GMMPrior(given, BuildContext(vectors(2))).double()
+    x = truth.sample(1500, seeded(1))
+    config = GMMPrior.Config(covariance="full", components=5)
+    prior = GMMPrior(config, BuildContext(vectors(2))).double()
+    prior.initialise(Gaussian.from_images(vectors(2), x), seeded())
+    optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss = prior.loss(x, seeded()).mean()
+        loss.backward()
+        optimizer.step()
+    assert all((p.grad != 0).any() for p in prior.parameters())
+    assert float(loss.detach() + truth.log_prob(x).mean().detach()) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"means": ((0.0,),), "std": (0.1, 0.2)}, "std needs 1 or 1"),
+        ({"means": ((0.0,), (1.0,)), "weights": (1.0,)}, "weights needs 2"),
+        ({"means": ((0.0,),), "std": 0.0}, "must be positive"),
+        ({"weights": (1.0,)}, "give means too"),
+        ({"sigma_min": 7.0}, "below sigma_max"),
+    ],
+    ids=str,
+)
+def test_mixture_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        GMMPrior.Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "words"),
+    [
+        ({"means": ((0.0, 1.0),)}, (3,), "means have 2 entries, and vectors have 3"),
+        ({"means": ((0.0, 1.0),)}, (1, 2), "means are for vectors"),
+        ({"covariance": "full"}, (1, 33, 33), "at most 1024 dimensions"),
+    ],
+    ids=str,
+)
+def test_mixture_refuses(settings: dict[str, Any], shape: tuple[int, ...], words: str) -> None:
+    ok, reason = GMMPrior.compatible(GMMPrior.Config(**settings), BuildContext(ImageSpace(shape)))
+    assert not ok
+    assert words in reason
+
+
+def test_mixture_of_large_images() -> None:
+    prior = GMMPrior(GMMPrior.Config(components=2), BuildContext(LARGE))
+    prior.initialise(Gaussian(LARGE), seeded())
+    x = prior.sample(3, seeded())
+    assert x.shape == (3, *LARGE.shape)
+    assert torch.isfinite(prior.loss(x, seeded())).all()
+    assert prior.denoise(x, torch.full((3,), 0.3)).dtype == torch.float32

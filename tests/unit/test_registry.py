@@ -395,6 +395,84 @@ def test_two_providers_of_one_namespace(plugin_packages: Any) -> None:
         Registry().find("operator", "lib:Tomography")
 
 
+# ---------------------------------------------------------------- a module without a manifest
+
+NETWORK = """
+from flowdiff.core import Network
+
+class MyNet(Network):
+    def forward(self, x, condition):
+        return x
+
+class Other:
+    pass
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def my_module(plugin_packages: Any) -> str:
+    """An importable file, and a package that has a manifest."""
+    (plugin_packages.site / "my_module.py").write_text(NETWORK)
+    plugin_packages.tops.append("my_module")
+    return "my_module"
+
+
+def test_network_of_a_module_without_a_manifest(my_module: str) -> None:
+    registry = Registry()
+    record = registry.find("network", "my_module:MyNet")
+    assert my_module not in sys.modules, "to find it imports nothing"
+    assert record.to_json()["target"] == "my_module:MyNet"
+    cls = registry.load("network", "my_module:MyNet")
+    assert cls.__name__ == "MyNet"
+    assert registry.load("network", "my_module:MyNet") is cls
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("network", "my_modul:MyNet", "there is no module 'my_modul' to import; is its folder on"),
+        ("network", "my_module:MyNett", "network my_module:MyNett: AttributeError: module 'my_mo"),
+        ("network", "my_module:Other", "my_module:Other: Other is not a flowdiff.core.Network"),
+        ("network", "my_module:function", "my_module:function: it is 'function', not a class"),
+        ("network", "my_module.sub:Net", "my_module.sub:Net: ModuleNotFoundError"),
+        ("network", "not a module:Net", "no module 'not a module'"),
+        ("prior", "my_module:MyNet", "no installed package 'my_module' provides plug-ins"),
+    ],
+)
+def test_module_that_does_not_serve(my_module: str, kind: str, name: str, words: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        Registry().load(kind, name)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_package_with_a_manifest_comes_before_its_module(plugin_packages: Any) -> None:
+    plugin_packages.add(
+        "netpkg",
+        "components: [{kind: network, name: Listed, target: 'netpkg:MyNet', summary: s}]",
+        {"__init__.py": NETWORK},
+    )
+    registry = Registry()
+    assert registry.load("network", "netpkg:Listed").__name__ == "MyNet"
+    with pytest.raises(PluginError, match="package 'netpkg' provides no network 'MyNet'"):
+        registry.load("network", "netpkg:MyNet")
+    with pytest.raises(PluginError, match="disabled"):
+        Registry(DisableRules.of(["netpkg"])).load("network", "netpkg:Listed")
+
+
+def test_module_network_in_a_prior(my_module: str) -> None:
+    """As the run builds it: --set prior.network=my_module:MyNet."""
+    from flowdiff.core import BuildContext, ImageSpace
+    from flowdiff.core.assembly import _factory
+
+    context = BuildContext(ImageSpace((3,)), factory=_factory(Registry()))
+    network = context.make("network", "my_module:MyNet", in_channels=6, out_channels=3)
+    assert type(network).__name__ == "MyNet"
+
+
 # ---------------------------------------------------------------- by hand
 
 
