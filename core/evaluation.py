@@ -367,9 +367,11 @@ def _calibration(
 ) -> dict[str, Any]:
     nominal, learned = rank_coverage(samples, truth)
     _, wiener = rank_coverage(untrained, truth)
+    entries = "pixels" if len(space.spatial) > 1 else "components"
     return {
-        "what": f"share of {'pixels' if len(space.spatial) > 1 else 'components'} of held-out "
-        f"clean {space.noun} inside central posterior intervals",
+        "what": f"share of {entries} of held-out clean {space.noun} inside central posterior "
+        "intervals",
+        "entries": entries,
         "nominal": nominal.tolist(),
         "posterior": learned.tolist(),
         "gaussian_fit": wiener.tolist(),

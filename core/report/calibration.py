@@ -32,7 +32,7 @@ def calibration_chart(calibration: Mapping[str, Any], trained: bool) -> Markup:
     return line_chart(
         lines,
         x_label="nominal coverage of the interval",
-        y_label="share of pixels inside",
+        y_label=f"share of {calibration.get('entries', 'pixels')} inside",
         description=f"Calibration plot. {reading(calibration, trained)}",
         x_range=(0, 1),
         y_range=(0, 1),
@@ -55,7 +55,8 @@ def reading(calibration: Mapping[str, Any], trained: bool) -> str:
         text = f"{name} is calibrated to within {100 * abs(gap):.1f} percentage points"
     else:
         fault = "too cautious" if gap > 0 else "overconfident"
-        text = f"{name} is {fault}: its {level:.0f} % intervals hold {inside:.0f} % of pixels"
+        entries = calibration.get("entries", "pixels")
+        text = f"{name} is {fault}: its {level:.0f} % intervals hold {inside:.0f} % of {entries}"
     if not trained:
         return f"{text}."
     other = 100 * abs(_departure(nominal, calibration["gaussian_fit"])[1])

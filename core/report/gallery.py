@@ -39,7 +39,7 @@ RESTORATION = (
     ("wiener_mean", "Wiener mean", "untrained"),
 )
 SETS = (
-    ("reference", "clean reference images", "what samples should look like"),
+    ("reference", "clean reference data", "what samples should look like"),
     ("prior", "samples of the prior", "what this run learned"),
     ("gaussian_fit_prior", "samples of the fitted Gaussian", "untrained"),
     ("oracle", "samples of the oracle", "control, trained on clean images"),
