@@ -151,7 +151,7 @@ class Convolution(DeterministicMap):
         spatial = self.space.spatial
         axes = tuple(range(2, 2 + len(spatial)))
         impulse = y.new_zeros(len(kernel), 1, *spatial)
-        impulse[(..., *[0] * len(spatial))] = 1.0
+        impulse.flatten(1)[:, 0] = 1.0
         gain = torch.fft.fftn(self._convolve(self._pad(impulse), kernel, False), dim=axes)
         power = gain.abs().square()
         kept = power > _CUTOFF**2 * power.amax(axes, keepdim=True)

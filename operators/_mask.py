@@ -74,7 +74,7 @@ class Mask(DeterministicMap):
         return self.mask(params)
 
     @property
-    def support_radius(self) -> int:
+    def support_radius(self) -> int | None:
         return 0
 
     @property
