@@ -30,6 +30,7 @@ from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .intake import as_observation
 from .loop import InterruptedRunError, train
+from .metric import Metric
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
@@ -373,6 +374,57 @@ class Run:
             return session.method.restore(
                 observation.to(session.context.device), n, session.context, generator
             ).cpu()
+
+    def evaluate(
+        self,
+        n: int = 99,
+        images: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Checks the calibration of a finished run, as ``flowdiff eval`` does.
+
+        It writes calibration.json, and report.html anew.
+
+        Args:
+            n: posterior samples per held-out measurement, 4 or more.
+            images: held-out images, at most; None for the run's ``eval.max_images``.
+            seed: of every draw.
+            progress: told what is being done.
+
+        Returns:
+            The content of calibration.json; docs/calibration.md explains it.
+
+        Raises:
+            UserError: the run has not finished, or an argument is too small.
+            RunError: the posterior gives values that are not finite.
+        """
+        from .calibration.evaluate import calibrate, check_sizes
+
+        check_sizes(n, images)
+        progress = progress or SilentProgress()
+        _ = self.summary
+        with self.folder.locked():
+            progress.message("opening the run")
+            found = calibrate(
+                self.session,
+                n=n,
+                images=images,
+                seed=seed,
+                classifier=self._classifier(),
+                progress=progress,
+            )
+            write_json(self.folder.calibration_file, found)
+            self.report()
+        return found
+
+    def _classifier(self) -> Metric | None:
+        """The classifier two-sample test, small enough to be trained many times over."""
+        if "c2st" not in self.registry.names("metric"):
+            return None
+        cls: Any = self.registry.load("metric", "c2st")
+        classifier: Metric = cls(cls.Config(folds=2, repeats=1, steps=100, bootstrap=20))
+        return classifier
 
     def report(self) -> Path:
         """Writes report.html anew from what the run folder holds."""

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .agreement import Agreement, compare_with_exact
 from .counting import CallCounter
+from .gaussian import Gaussian
+from .method import RunContext
 from .metric import MetricValue
 from .observation import Observation
 from .progress import Progress
@@ -25,7 +27,7 @@ from .space import ImageSpace
 from .statistics import decibels, difference, mean_interval, psnr, rank_coverage, ssim
 from .wiener import AffineMap, Wiener, flatten_real
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll"]
 
 ELBO_DRAWS = 8
 """Posterior samples per measurement behind the negative ELBO, each with one noise level."""
@@ -293,16 +295,16 @@ def _differences(
     }
 
 
-def _exact_wiener(work: _Work) -> bool:
+def exact_wiener(context: RunContext) -> bool:
     """Whether the Wiener posterior is the fitted Gaussian's exact one; see `core.wiener`."""
-    ctx = work.session.context
-    return ctx.operator.linear and ctx.operator.gaussian and ctx.moments.dense
+    operator = context.operator
+    return operator.linear and operator.gaussian and context.moments.dense
 
 
 def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
     space, settings = work.session.context.space, work.session.config.eval
     wiener_mean = work.wiener.mean.cpu()
-    exact = _exact_wiener(work)
+    exact = exact_wiener(work.session.context)
     operator = work.session.context.operator
     seen_as = "" if operator.gives_images else ", seen as an image"
     estimates = {
@@ -422,19 +424,30 @@ def _negative_elbo(work: _Work) -> dict[str, Any]:
             "draws": ELBO_DRAWS,
             **mean_interval(values, work.stream("bootstrap"), replicates).to_json(),
         }
-    if _exact_wiener(work):
+    if exact_wiener(work.session.context):
         found["gaussian_fit_nll"] = {
             "what": "−log p(y) of the fitted Gaussian per held-out measurement, in nats, exact",
-            **mean_interval(_gaussian_nll(work), work.stream("bootstrap"), replicates).to_json(),
+            **mean_interval(
+                gaussian_nll(work.wiener, work.heldout, ctx.moments),
+                work.stream("bootstrap"),
+                replicates,
+            ).to_json(),
         }
     return found
 
 
 @torch.no_grad()
-def _gaussian_nll(work: _Work) -> Tensor:
-    """−log p(y) = −log p(y | m) − log p(m) + log p(m | y), by Bayes' rule at the Wiener mean m."""
-    ctx = work.session.context
-    affine = work.wiener
-    at_mean = -0.5 * ctx.space.dimension * math.log(2 * math.pi) - affine.log_det
-    likelihood = work.heldout.log_likelihood(affine.mean)
-    return at_mean - likelihood - ctx.moments.log_prob(affine.mean)
+def gaussian_nll(affine: AffineMap, observation: Observation, moments: Gaussian) -> Tensor:
+    """−log p(y) = −log p(y | m) − log p(m) + log p(m | y), by Bayes' rule at the Wiener mean m.
+
+    Args:
+        affine: the exact Wiener posterior of the observation.
+        observation: B measurements.
+        moments: the Gaussian prior.
+
+    Returns:
+        Nats, with shape (B,).
+    """
+    dimension = affine.mean[0].numel()
+    at_mean = -0.5 * dimension * math.log(2 * math.pi) - affine.log_det
+    return at_mean - observation.log_likelihood(affine.mean) - moments.log_prob(affine.mean)

@@ -33,6 +33,7 @@ class RunFolder:
         self.measurements_file = path / "measurements.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.calibration_file = path / "calibration.json"
         self.report_file = path / "report.html"
         self.overview_file = path / "overview.png"
         self.figures_file = path / "figures.safetensors"
@@ -124,6 +125,31 @@ class RunFolder:
                 f"it and evaluate again with flowdiff run --resume {self.path}"
             )
         return content
+
+    def calibration(self) -> dict[str, Any] | None:
+        """calibration.json; None where the run was not evaluated.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        advice = f"delete it, or write it anew with flowdiff eval {self.path}"
+        try:
+            content = json.loads(self.calibration_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.calibration_file} is damaged ({error}); {advice}") from error
+        wanted = {"sources", "measurement_space", "models"}
+        if (
+            not isinstance(content, dict)
+            or content.get("schema") != 1
+            or not wanted <= set(content)
+        ):
+            raise UserError(
+                f"{self.calibration_file} is damaged, or of another schema than 1; {advice}"
+            )
+        found: dict[str, Any] = content
+        return found
 
     def metrics(self) -> list[dict[str, float]]:
         """The whole lines of metrics.jsonl; a line that a kill cut short is left out."""

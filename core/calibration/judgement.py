@@ -27,7 +27,8 @@ LEVEL = 0.005
 """A check fails below this p-value."""
 LEAST = 20
 """Fewer images are not judged."""
-SHIFT, WIDTH = "shift", "width"
+SMALL_BIAS = 0.03
+"""A mean z-score up to here fails its test, but does not make the verdict speak of bias."""
 
 _TITLES = {
     "pixels": "pixels",
@@ -240,7 +241,8 @@ def _verdict(found: dict[str, Any], enough: bool) -> dict[str, Any]:
         gap = curve["worst"]["value"] - curve["worst"]["nominal"]
         signs.add("underconfident" if gap > 0 else "overconfident")
     states = [] if len(signs) > 1 else sorted(signs)
-    states += ["biased"] if z["p_bias"] < LEVEL else []
+    biased = z["p_bias"] < LEVEL and abs(z["mean"]["value"]) > SMALL_BIAS
+    states += ["biased"] if biased else []
     if not failed:
         text = "No check notices a departure from calibration."
         return {"state": "calibrated", "passes": True, "failed": [], "reading": text}

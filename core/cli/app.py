@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from flowdiff.core.errors import UserError, suggest
 
 from . import plugins
+from .eval import eval_command
 from .report import report
 from .run import run
 from .sample import sample
@@ -121,5 +122,6 @@ def global_options_restored() -> Iterator[None]:
 
 for _command in _COMMANDS:
     app.command()(_command)
+app.command("eval")(eval_command)
 for _group in _GROUPS:
     app.add_typer(_group, cls=CommandGroup)

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from flowdiff.core.config import Request
 
-__all__ = ["run"]
+__all__ = ["limit_threads", "run"]
 
 
 def run(
@@ -113,7 +113,7 @@ def run(
         _finish(out, request, controls, hooks or [], as_json)
 
 
-def _limit_threads() -> None:
+def limit_threads() -> None:
     """Waiting threads must sleep: on shared cores spinning ones cost a factor of hundreds."""
     import os
 
@@ -123,7 +123,7 @@ def _limit_threads() -> None:
 def _plan(request: Request, as_json: bool) -> None:
     import json
 
-    _limit_threads()
+    limit_threads()
     from flowdiff.core.api import resolve_request
     from flowdiff.core.plan import make_plan
     from flowdiff.core.registry import get_registry
@@ -144,7 +144,7 @@ def _finish(
 ) -> None:
     import json
 
-    _limit_threads()
+    limit_threads()
     from rich.console import Console
 
     from flowdiff.core.api import Run, default_folder, open_run, resolve_request

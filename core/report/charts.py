@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["BLUE", "GREY", "ORANGE", "Line", "line_chart", "smooth", "ticks"]
+__all__ = ["BLUE", "GREY", "ORANGE", "Band", "Line", "line_chart", "smooth", "ticks"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; lines differ in dashes too.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"
@@ -44,6 +44,25 @@ class Line:
     marks: bool = False
 
 
+@dataclass(frozen=True)
+class Band:
+    """A filled area between two curves, behind all lines.
+
+    Attributes:
+        x: positions.
+        low: lower ends.
+        high: upper ends.
+        colour: of the area, which is drawn nearly transparent.
+        label: in the legend; empty for none.
+    """
+
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    colour: str = GREY
+    label: str = ""
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -53,6 +72,7 @@ def line_chart(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     size: tuple[int, int] = (320, 210),
+    bands: Sequence[Band] = (),
 ) -> Markup:
     """An SVG element.
 
@@ -64,6 +84,7 @@ def line_chart(
         x_range: ends of the axis; None for those of the lines.
         y_range: ends of the axis; None for those of the lines. Curves are cut off beyond.
         size: width and height in pixels of its own coordinates.
+        bands: drawn before the lines.
     """
     width, height = size
     x_low, x_high = x_range or _extent([v for line in lines for v in line.x])
@@ -90,6 +111,7 @@ def line_chart(
             f'<text x="{across(v):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(v)}</text>'
         )
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
+    parts += [_area(band, across, down) for band in bands]
     parts += [_curve(line, across, down) for line in lines]
     middle = (TOP + bottom) / 2
     parts.append(
@@ -98,7 +120,10 @@ def line_chart(
         f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
         f'transform="rotate(-90 11 {middle})">{escape(y_label)}</text>'
     )
-    parts += _legend([line for line in lines if line.label])
+    keys = [
+        Line((), (), band.label, band.colour, width=9, faint=True) for band in bands if band.label
+    ]
+    parts += _legend([*keys, *(line for line in lines if line.label)])
     return Markup("".join(parts) + "</svg>")  # noqa: S704 (every text in it is escaped above)
 
 
@@ -127,6 +152,13 @@ def ticks(low: float, high: float, least: int = 3) -> list[float]:
             if last - first + 1 >= least:
                 return [i * step for i in range(first, last + 1)]
         power /= 10
+
+
+def _area(band: Band, across: _Scale, down: _Scale) -> str:
+    upper = [f"{across(x):.1f} {down(y):.1f}" for x, y in zip(band.x, band.high, strict=True)]
+    lower = [f"{across(x):.1f} {down(y):.1f}" for x, y in zip(band.x, band.low, strict=True)]
+    path = "L".join(upper + lower[::-1])
+    return f'<path fill="{band.colour}" fill-opacity=".18" stroke="none" d="M{path}Z"/>'
 
 
 def _curve(line: Line, across: _Scale, down: _Scale) -> str:
@@ -161,9 +193,10 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     for i, line in enumerate(lines):
         y = TOP + 10 + 15 * i
         dashes = f' stroke-dasharray="{line.dashes}"' if line.dashes else ""
+        opacity = ' stroke-opacity=".3"' if line.faint else ""
         parts.append(
             f'<path d="M{LEFT + 10} {y}h22" stroke="{line.colour}" '
-            f'stroke-width="{line.width}"{dashes}/>'
+            f'stroke-width="{line.width}"{dashes}{opacity}/>'
             f'<text x="{LEFT + 38}" y="{y + 3.5}">{escape(line.label)}</text>'
         )
     return parts

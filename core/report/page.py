@@ -23,6 +23,7 @@ from .exact import against_exact
 from .gallery import gallery
 from .interval import LEVEL
 from .introduction import introduction, title
+from .posterior_checks import posterior_checks
 from .restoration import checks, estimates, gains, paired_differences, quality
 from .settings import environment_rows, scopes
 from .verdict import verdict
@@ -80,6 +81,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
             "reading": reading(calibration, trained),
             "what": calibration["what"],
         },
+        "posterior_checks": posterior_checks(folder.calibration()),
         "panels": panels(records),
         "window": window_of(len(records)),
         "costs": costs(summary),
