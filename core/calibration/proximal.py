@@ -10,8 +10,9 @@ one more draw of that null, so that, for values v about as spread as normal ones
 .. math:: t = \frac{v - \bar v_0}{s_0 \sqrt{1 + 1/m}}
 
 has Student's law with m − 1 degrees of freedom; the test is one-sided. It cannot see what the
-operator removes, nor what noise hides at this sample size. The distances MMD and sliced
-Wasserstein are not offered here: after noise, a Gaussian scores nearly like the right prior.
+operator removes, nor what noise hides at this sample size. MMD and sliced Wasserstein are not
+offered: on measured digits they mostly miss a Gaussian in place of the prior (docs/calibration.md
+has the figures).
 
 Reference:
     | Revisiting Classifier Two-Sample Tests (Lopez-Paz & Oquab, 2016)
