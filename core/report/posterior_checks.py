@@ -161,7 +161,7 @@ def _histogram_panel(
 ) -> Panel:
     first = next(iter(checks.values()))["histogram"]
     lines, top = [Line([0, 1], [1, 1], "", GREY, "2 3", 1.2)], 1.0
-    for name, check in reversed(checks.items()):
+    for name, check in reversed(list(checks.items())):
         table = check["histogram"]
         x, y = _steps(table["edges"], table["heights"])
         top = max(top, *table["heights"], *table["high"])
@@ -201,7 +201,7 @@ def _curve_panel(
     curves = {name: entry[key] for name, entry in models.items()}
     lines = [Line([0, 1], [0, 1], "", GREY, "2 3", 1.2)]
     bands = []
-    for name, curve in reversed(curves.items()):
+    for name, curve in reversed(list(curves.items())):
         bands.append(Band(curve["nominal"], curve["low"], curve["high"], COLOURS[name]))
         lines.append(
             Line(curve["nominal"], curve["value"], titles[name], COLOURS[name], DASHES[name])
@@ -261,10 +261,10 @@ def _measurement_rows(
         "posterior": ("importance_weighted", "negative_elbo"),
         "gaussian_fit": ("gaussian_fit",),
     }
-    cells = []
+    cells: list[Cell | None] = []
     for name in titles:
-        key = next((key for key in bounds[name] if key in evidence), None)
-        cells.append(_cell(evidence[key], 2) if key else None)
+        bound = next((b for b in bounds[name] if b in evidence), None)
+        cells.append(_cell(evidence[bound], 2) if bound else None)
     draws = evidence.get("draws")
     how = f"learned: importance-weighted bound of {draws} samples; " if draws else ""
     rows.append(("−log p(y) ↓", f"nats per held-out measurement; {how}untrained: exact", cells))
