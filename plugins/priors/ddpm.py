@@ -248,7 +248,8 @@ def proposal(config: DDPMPrior.Config, schedule: Schedule, points: int = 2001) -
     """The proposal over log σ that ``times`` asks for."""
     if config.times == "importance":
         return Levels(Range(config, schedule), points)
-    grid = torch.linspace(*schedule.log_sigma[[0, -1]].tolist(), points, dtype=torch.float64)
+    low, high = math.log(schedule.sigma_min), math.log(schedule.sigma_max)
+    grid = torch.linspace(low, high, points, dtype=torch.float64)
     time = schedule.time(grid.exp())
     cumulative = (time - time[0]) / (time[-1] - time[0])
     return Proposal(grid, cumulative, stratified=config.times == "stratified")
