@@ -148,19 +148,27 @@ def test_bound_of_a_mixture_under_edm(d: int) -> None:
     assert ((gradients.mean(0) + score[0]).abs() < error).all()
 
 
-def test_every_choice_of_times_is_unbiased_and_the_better_ones_are_better() -> None:
-    """Averaged over the data; variance falls with stratification of the batch and importance."""
+@pytest.mark.parametrize("times", ["uniform", "stratified", "importance"])
+def test_every_choice_of_times_is_unbiased(times: str) -> None:
     space = vectors(3)
     mixture = Mixture(space)
+    prior = ddpm_with(some_gaussian(space, **WRONG), mixture.denoise, times=times)
+    x = torch.cat([part.sample(60_000, seeded(8)) for part in mixture.parts])
+    assert_mean(prior.nll_bound(x, seeded()) + mixture.log_prob(x), 0.0, 0.35)
+
+
+def test_better_times_are_better() -> None:
+    """Variance of a batch's mean: stratification halves it, importance sampling does far more."""
+    space = vectors(16)
+    mixture = Mixture(space)
     x = torch.cat([part.sample(32, seeded(8)) for part in mixture.parts])
-    expected, spread = -float(mixture.log_prob(x).mean()), {}
+    spread = {}
     for times in ("uniform", "stratified", "importance"):
         prior = ddpm_with(some_gaussian(space, **WRONG), mixture.denoise, times=times)
-        batches = torch.stack([prior.nll_bound(x, seeded(i)).mean() for i in range(400)])
-        assert_mean(batches, expected, 0.5)
-        spread[times] = float(batches.var())
-    assert spread["importance"] < 0.5 * spread["stratified"]
-    assert spread["stratified"] < 0.9 * spread["uniform"]
+        batches = [prior.nll_bound(x, seeded(i)).mean() for i in range(200)]
+        spread[times] = float(torch.stack(batches).var())
+    assert spread["importance"] < 0.35 * spread["stratified"]
+    assert spread["stratified"] < 0.7 * spread["uniform"]
 
 
 def test_likelihood_loss_is_the_bounds_integral() -> None:
