@@ -57,7 +57,7 @@ class _Blobs(Dataset):
         return ImageSpace(self.shape, None if len(self.shape) == 1 else (-1.0, 1.0))
 
     def load(self) -> tuple[Tensor, Tensor]:
-        count, size = 44, math.prod(self.shape)
+        count, size = 22, math.prod(self.shape)
         generator = torch.Generator().manual_seed(0)
         base = torch.sin(torch.linspace(0, 5, size)).reshape(self.shape)
         sign = (torch.arange(count) % 2 * 2 - 1).reshape(-1, *[1] * len(self.shape))
