@@ -40,16 +40,32 @@ REFUSED = (
         "its squeezes and convolutions are two-dimensional; realnvp and affine take any shape",
     ),
     Refusal(
-        {"part": ("gaussian_blur",), "shape": ("vector",)},
+        {
+            "part": (
+                "defocus_blur",
+                "downsample",
+                "fourier_mask",
+                "gaussian_blur",
+                "kernel_blur",
+                "motion_blur",
+            ),
+            "shape": ("vector",),
+        },
         "needs a spatial axis",
-        "a vector has no neighbourhood",
+        "a vector has no neighbourhood and no frequencies",
+    ),
+    Refusal(
+        {"part": ("downsample",), "shape": ("odd-colour",)},
+        "does not divide the size 5×4",
+        "a block that is cut off would have another noise; the user crops, or chooses",
     ),
     Refusal(
         {
-            "part": ("poisson_noise", "poisson_gaussian_noise", "speckle_noise"),
+            "operator": ("poisson_noise", "poisson_gaussian_noise", "speckle_noise"),
             "shape": ("vector",),
         },
         "no darkness",
-        "counts and multiplicative noise need a zero of intensity, and vectors have no range",
+        "counts and multiplicative noise need a zero of intensity, and vectors have no range "
+        "(behind phase retrieval they have one)",
     ),
 )
