@@ -11,9 +11,15 @@ from .wiener import flatten_real
 
 __all__ = ["jacobian"]
 
+_CHUNK = 4096
+"""Images that go through the operator at a time."""
+
 
 def jacobian(operator: ForwardOperator, x: Tensor, params: Params) -> Tensor:
     """∂A_ω/∂x at x, as real matrices of shape (B, m, d), in the dtype of x, without gradient.
+
+    Many copies of x go through the operator at once, and each is asked for one row: a backward
+    pass for each of the m rows would cost the same arithmetic in many small calls.
 
     Args:
         operator: any operator that is differentiable in x.
@@ -22,11 +28,19 @@ def jacobian(operator: ForwardOperator, x: Tensor, params: Params) -> Tensor:
 
     A complex measurement counts as its real and imaginary parts, one after the other.
     """
-    point = x.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        outputs = flatten_real(operator(point, params))
-        rows = [
-            torch.autograd.grad(outputs[:, index].sum(), point, retain_graph=True)[0]
-            for index in range(outputs.shape[1])
-        ]
-    return torch.stack([row.flatten(1) for row in rows], dim=1).detach()
+    batch = len(x)
+    with torch.no_grad():
+        count = flatten_real(operator(x, params)).shape[1]
+    at_once = max(1, _CHUNK // batch)
+    rows = []
+    for first in range(0, count, at_once):
+        copies = min(at_once, count - first)
+        point = x.detach().repeat(copies, *[1] * (x.ndim - 1)).requires_grad_(True)
+        own = {k: v.repeat(copies, *[1] * (v.ndim - 1)) for k, v in params.items()}
+        asked = torch.arange(first, first + copies, device=x.device).repeat_interleave(batch)
+        with torch.enable_grad():
+            outputs = flatten_real(operator(point, own))
+            chosen = outputs.gather(1, asked[:, None]).sum()
+            (slope,) = torch.autograd.grad(chosen, point)
+        rows.append(slope.reshape(copies, batch, -1))
+    return torch.cat(rows).transpose(0, 1)
