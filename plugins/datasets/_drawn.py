@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowdiff.core import Dataset, DatasetConfig, ExactPrior, ImageSpace, derive_seed
+from flowdiff.core import Dataset, DatasetConfig, ExactPrior, ImageSpace, PartConfig, derive_seed
 
-__all__ = ["DrawnConfig", "DrawnDataset"]
+__all__ = ["JOINT", "DrawnConfig", "DrawnDataset"]
+
+JOINT: Mapping[str, Any] = {
+    "prior": "edm",
+    "prior.network": "mlp",
+    "prior.width": 128,
+    "posterior": "realnvp",
+    "posterior.blocks": 3,
+    "posterior.hidden": 64,
+    "method": "flowdiff",
+    "method.lr_prior": 3e-3,
+    "method.lr_posterior": 3e-3,
+    "method.prior_decay": 1.0,
+    "method.final_lr": 0.1,
+    "method.times": 4,
+    "method.prior_steps": 4,
+    "method.prior_batch": 256,
+    "method.buffer": 8,
+    "train.steps": 1500,
+    "train.batch_size": 256,
+}
+"""What vectors of few components are learned with.
+
+Small networks take larger rates than those of images. The prior's rate must not fall before the
+end: each update of prior and posterior together is a small step of EM, and EM is slow where the
+noise is wider than what it hides.
+"""
 
 
 class DrawnConfig(DatasetConfig):
@@ -27,7 +55,7 @@ class DrawnDataset(Dataset):
         config: number of samples and seed.
     """
 
-    Config = DrawnConfig
+    Config: ClassVar[type[PartConfig]] = DrawnConfig
 
     def __init__(self, config: DrawnConfig) -> None:
         super().__init__(config)

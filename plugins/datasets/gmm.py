@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from flowdiff.core import ImageSpace
 
-from ._drawn import DrawnConfig, DrawnDataset
+from ._drawn import JOINT, DrawnConfig, DrawnDataset
 from ._mixture import GaussianMixture
 
 __all__ = ["GMM", "GMMConfig"]
@@ -59,9 +59,7 @@ class GMM(DrawnDataset):
 
     Config = GMMConfig
     defaults = {
-        "prior": "edm",
-        "prior.network": "mlp",
-        "posterior": "realnvp",
+        **JOINT,
         "op": "gaussian_noise",
         "op.gaussian_noise.sigma": 0.2,
     }

@@ -30,7 +30,7 @@ from torch import Tensor
 from flowdiff.core import ImageSpace
 
 from ._curve import Curve
-from ._drawn import DrawnDataset
+from ._drawn import JOINT, DrawnDataset
 
 __all__ = ["Manifold"]
 
@@ -47,9 +47,7 @@ class Manifold(DrawnDataset):
     """
 
     defaults = {
-        "prior": "edm",
-        "prior.network": "mlp",
-        "posterior": "realnvp",
+        **JOINT,
         "op": "matrix+gaussian_noise",
         "op.matrix.rows": 2,
         "op.matrix.per_sample": True,

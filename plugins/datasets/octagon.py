@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from pydantic import Field
 
-from ._drawn import DrawnConfig, DrawnDataset
+from ._drawn import JOINT, DrawnConfig, DrawnDataset
 from ._mixture import GaussianMixture
 
 __all__ = ["Octagon", "OctagonConfig"]
@@ -40,9 +40,7 @@ class Octagon(DrawnDataset):
 
     Config = OctagonConfig
     defaults = {
-        "prior": "edm",
-        "prior.network": "mlp",
-        "posterior": "realnvp",
+        **JOINT,
         "op": "gaussian_noise",
         "op.gaussian_noise.sigma": 0.4,
     }

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from flowdiff.core import randn
 
-from ._drawn import DrawnConfig, DrawnDataset
+from ._drawn import JOINT, DrawnConfig, DrawnDataset
 from ._mixture import GaussianMixture
 
 __all__ = ["TwoMoons", "TwoMoonsConfig"]
@@ -53,9 +53,7 @@ class TwoMoons(DrawnDataset):
 
     Config = TwoMoonsConfig
     defaults = {
-        "prior": "edm",
-        "prior.network": "mlp",
-        "posterior": "realnvp",
+        **JOINT,
         "op": "gaussian_noise",
         "op.gaussian_noise.sigma": 0.5,
     }
