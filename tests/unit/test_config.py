@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from flowdiff.core import Dataset, ImageSpace, PluginError, UserError, get_registry
+from flowdiff.core import (
+    Dataset,
+    ImageSpace,
+    PartConfig,
+    PluginError,
+    UserError,
+    get_registry,
+)
 from flowdiff.core.config import (
     Request,
     RunConfig,
@@ -154,6 +161,15 @@ class OtherPrior(EDMPrior):
     """Another prior that chooses a network."""
 
 
+class PlainPrior(EDMPrior):
+    """A prior without a network, with a setting that the suggested network has too."""
+
+    nested: ClassVar[Mapping[str, str]] = {}
+
+    class Config(PartConfig):
+        channels: int = 7
+
+
 class OtherNetwork(UNet):
     """Another network."""
 
@@ -163,6 +179,7 @@ def suggesting(defaults: Mapping[str, Any] | None = None, **request: Any) -> Run
     registry = get_registry()
     registry.register("dataset", "own", cls)
     registry.register("prior", "other", OtherPrior)
+    registry.register("prior", "plain", PlainPrior)
     registry.register("network", "other", OtherNetwork)
     return resolve(Request(data="own", **request), registry)
 
@@ -208,6 +225,7 @@ def test_settings_are_left_out_for_another_part() -> None:
     assert config.prior is not None
     assert config.prior["sigma_max"] != 33.0  # the prior's own setting
     assert config.prior["channels"] == 24  # the network is still the one that is meant
+    assert suggesting(prior="plain").prior == {"name": "plain", "channels": 7}
     config = suggesting(settings=[("prior.network", "other")])
     assert config.prior is not None
     assert (config.prior["sigma_max"], config.prior["network"]) == (33.0, "other")
