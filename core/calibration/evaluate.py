@@ -23,13 +23,14 @@ from flowdiff.core.observation import Observation
 from flowdiff.core.progress import Progress
 from flowdiff.core.random import Streams
 from flowdiff.core.session import Session
+from flowdiff.core.space import ImageSpace
 from flowdiff.core.statistics import mean_interval
 from flowdiff.core.wiener import Wiener
 
 from .evidence import importance_bound, log_weights, tempered_bound
 from .figures import ImageFigures, Probes
 from .histogram import histogram
-from .judgement import LEAST, LEVEL, judge, p_text
+from .judgement import LEAST, LEVEL, TOO_FEW, judge, p_text
 from .predictive import DISCREPANCIES, predictive_ranks
 from .proximal import proximal_test, recorrupt
 from .ranks import rank_shares
@@ -134,13 +135,15 @@ def calibrate(
         "schema": 1,
         "n": n,
         "images": len(truth),
+        "things": context.space.noun,
+        "entries": _entries(context.space),
         "seed": seed,
         "step": context.step,
         "level": LEVEL,
         "models": {model.name: model.title for model in models},
         "sources": {
             "heldout": {
-                "title": "Held-out clean images and their measurements",
+                "title": f"Held-out clean {context.space.noun} and their measurements",
                 "what": "posterior, prior and operator are all at stake",
                 "models": held,
                 "comparison": _comparison(work, held),
@@ -167,6 +170,11 @@ def check_sizes(n: int, images: int | None) -> None:
         raise UserError(f"n={n}: calibration needs at least {FEWEST_SAMPLES} posterior samples")
     if images is not None and images < 2:
         raise UserError(f"images={images}: calibration needs at least 2 held-out images")
+
+
+def _entries(space: ImageSpace) -> str:
+    """What the components of one image are called."""
+    return "pixels" if len(space.spatial) > 1 else "components"
 
 
 def _scale(session: Session) -> Tensor | None:
@@ -266,7 +274,7 @@ def _check(
     variance = float(truth.double().var(0).mean()) if len(truth) > 1 else 0.0
     statistics = work.quick(f"bands.{key}")
     figures = ImageFigures.join(chunks)
-    judged = judge(figures, variance, statistics)
+    judged = judge(figures, variance, statistics, entries=_entries(context.space))
     judged["title"] = model.title
     if source == "heldout":
         judged["_scores"] = {"crps": figures.crps, "energy_score": figures.energy}
@@ -296,7 +304,7 @@ def _predictive(
     else:
         fault = "the residual is " + ("smoother" if shift > 0 else "rougher") + " than noise"
     if passes is None or p is None:
-        reading = f"Not judged: fewer than {LEAST} images."
+        reading = TOO_FEW
     else:
         reading = f"Passes ({p_text(p)})." if passes else f"Fails ({p_text(p)}): {fault}."
     return {

@@ -21,20 +21,21 @@ from .histogram import histogram
 from .ranks import rank_shares
 from .uniformity import EcdfTest, hotelling, legendre, smooth_test
 
-__all__ = ["LEAST", "LEVEL", "judge", "p_text"]
+__all__ = ["LEAST", "LEVEL", "TOO_FEW", "judge", "p_text"]
 
 LEVEL = 0.005
 """A check fails below this p-value."""
 LEAST = 20
 """Fewer images are not judged."""
+TOO_FEW = f"Not judged: fewer than {LEAST} measurements."
 SMALL_BIAS = 0.03
 """A mean z-score up to here fails its test, but does not make the verdict speak of bias."""
 
 _TITLES = {
-    "pixels": "pixels",
+    "pixels": "{entries}",
     "projections": "random projections",
-    "mean": "mean of the image",
-    "norm": "norm of the image",
+    "mean": "mean of all {entries}",
+    "norm": "norm ‖x‖",
     "likelihood": "log-likelihood log p(y | x)",
 }
 
@@ -45,7 +46,11 @@ def p_text(p: float) -> str:
 
 
 def judge(
-    figures: ImageFigures, prior_variance: float, generator: torch.Generator, bootstrap: int = 400
+    figures: ImageFigures,
+    prior_variance: float,
+    generator: torch.Generator,
+    bootstrap: int = 400,
+    entries: str = "pixels",
 ) -> dict[str, Any]:
     """Every check of one posterior, for JSON.
 
@@ -54,15 +59,16 @@ def judge(
         prior_variance: mean over pixels of the variance of x, for the contraction.
         generator: source of bands and bootstrap draws.
         bootstrap: replicates behind each interval.
+        entries: what the components of x are called in sentences.
     """
     enough = len(figures) >= LEAST
     found: dict[str, Any] = {
         "images": len(figures),
         "n": figures.n,
-        "sbc": _ranks(figures, generator, enough),
-        "coverage": _coverage(figures, generator, enough),
+        "sbc": _ranks(figures, generator, enough, entries),
+        "coverage": _coverage(figures, generator, enough, entries),
         "tarp": _tarp(figures, generator, enough),
-        "z": _z_scores(figures, prior_variance, generator, bootstrap, enough),
+        "z": _z_scores(figures, prior_variance, generator, bootstrap, enough, entries),
         "sharpness": {
             name: mean_interval(getattr(figures, field), generator, bootstrap, 0.95).to_json()
             for name, field in (
@@ -71,7 +77,7 @@ def judge(
             )
         },
     }  # fmt: skip
-    found["verdict"] = _verdict(found, enough)
+    found["verdict"] = _verdict(found, enough, entries)
     return found
 
 
@@ -81,11 +87,13 @@ def _passes(p: float | None, enough: bool) -> bool | None:
 
 def _outcome(passes: bool | None, p: float | None, fails: str) -> str:
     if passes is None or p is None:
-        return f"Not judged: fewer than {LEAST} images."
+        return TOO_FEW
     return f"Passes ({p_text(p)})." if passes else f"Fails ({p_text(p)}): {fails}."
 
 
-def _ranks(figures: ImageFigures, generator: torch.Generator, enough: bool) -> dict[str, Any]:
+def _ranks(
+    figures: ImageFigures, generator: torch.Generator, enough: bool, entries: str
+) -> dict[str, Any]:
     n, one = figures.n, EcdfTest(len(figures), figures.n, generator)
     first = legendre(n, 1)[:, 0]
     found = {}
@@ -103,7 +111,7 @@ def _ranks(figures: ImageFigures, generator: torch.Generator, enough: bool) -> d
             _, shift, width = smooth_test(shares)
         passes = _passes(p, enough)
         found[name] = {
-            "title": title,
+            "title": title.format(entries=entries),
             "p": p,
             "passes": passes,
             "shift": shift,
@@ -126,7 +134,9 @@ def _shape(shift: float, width: float) -> str:
     return f"sloped, the truth lies too often {side} the samples"
 
 
-def _coverage(figures: ImageFigures, generator: torch.Generator, enough: bool) -> dict[str, Any]:
+def _coverage(
+    figures: ImageFigures, generator: torch.Generator, enough: bool, entries: str
+) -> dict[str, Any]:
     curve, nominal = coverage(figures.pixels, generator)
     passes = _passes(curve.p, enough)
     place = curve.worst
@@ -135,7 +145,7 @@ def _coverage(figures: ImageFigures, generator: torch.Generator, enough: bool) -
         **cumulative(curve, nominal),
         "passes": passes,
         "reading": _outcome(
-            passes, curve.p, f"{level:.0f} % intervals hold {inside:.1f} % of pixels"
+            passes, curve.p, f"{level:.0f} % intervals hold {inside:.1f} % of {entries}"
         ),
     }
 
@@ -169,6 +179,7 @@ def _z_scores(
     generator: torch.Generator,
     bootstrap: int,
     enough: bool,
+    entries: str,
 ) -> dict[str, Any]:
     n = figures.n
     p_bias = hotelling(figures.z[:, None])
@@ -193,15 +204,16 @@ def _z_scores(
         "p_width": p_width,
         "passes": None if bias is None or width is None else bias and width,
         "reading": (
-            f"Bias: {_outcome(bias, p_bias, _bias(mean['value']))} "
+            f"Bias: {_outcome(bias, p_bias, _bias(mean['value'], entries))} "
             f"Width: {_outcome(width, p_width, size)}"
         ),
     }
 
 
-def _bias(value: float) -> str:
+def _bias(value: float, entries: str) -> str:
     side = "above" if value > 0 else "below"
-    return f"pixels lie {abs(value):.2f} standard deviations {side} the posterior mean on average"
+    size = f"{abs(value):.2f} standard deviations"
+    return f"{entries} lie {size} {side} the posterior mean on average"
 
 
 def _root_ratio(
@@ -222,10 +234,10 @@ def _root_ratio(
     }
 
 
-def _verdict(found: dict[str, Any], enough: bool) -> dict[str, Any]:
+def _verdict(found: dict[str, Any], enough: bool, entries: str) -> dict[str, Any]:
     """Overconfident, underconfident, biased or calibrated, by width, coverage and bias."""
     if not enough:
-        text = f"Not judged: fewer than {LEAST} images."
+        text = TOO_FEW
         return {"state": "not judged", "passes": None, "failed": [], "reading": text}
     failed = [f"SBC of {v['title']}" for v in found["sbc"].values() if v["passes"] is False]
     failed += [
@@ -251,6 +263,6 @@ def _verdict(found: dict[str, Any], enough: bool) -> dict[str, Any]:
     text = (
         f"{state[0].upper()}{state[1:]}: errors are {ratio:.2f} times the stated standard "
         f"deviation, {100 * worst['nominal']:.0f} % intervals hold {100 * worst['value']:.1f} % "
-        f"of pixels. It fails {len(failed)} of 8 checks ({', '.join(failed)})."
+        f"of {entries}. It fails {len(failed)} of 8 checks ({', '.join(failed)})."
     )
     return {"state": state, "passes": False, "failed": failed, "reading": text}

@@ -59,7 +59,7 @@ def _print(found: Mapping[str, Any]) -> None:
         for figure in (source["comparison"] or {}).values():
             typer.echo(figure["reading"])
     space = found["measurement_space"]
-    typer.echo("\nIn measurement space, without a clean image")
+    typer.echo(f"\nIn measurement space, without clean {found['things']}")
     _table(
         "check",
         found,

@@ -53,6 +53,7 @@ class PosteriorChecks:
 
     n: int
     images: int
+    things: str
     level: float
     sources: list[SourceChecks]
     measured: list[Panel]
@@ -86,8 +87,11 @@ def _section(found: Mapping[str, Any]) -> PosteriorChecks:
     return PosteriorChecks(
         n=found["n"],
         images=found["images"],
+        things=found["things"],
         level=found["level"],
-        sources=[_source(source, titles) for source in found["sources"].values()],
+        sources=[
+            _source(source, titles, found["entries"]) for source in found["sources"].values()
+        ],
         measured=[
             _histogram_panel(
                 next(iter(predictive.values()))[name]["title"],
@@ -103,7 +107,7 @@ def _section(found: Mapping[str, Any]) -> PosteriorChecks:
     )
 
 
-def _source(source: Mapping[str, Any], titles: Mapping[str, str]) -> SourceChecks:
+def _source(source: Mapping[str, Any], titles: Mapping[str, str], entries: str) -> SourceChecks:
     models = {k: v for k, v in source["models"].items() if "skipped" not in v}
     verdicts = [
         (titles[name], _sentence(entry["skipped"]) if "skipped" in entry
@@ -123,7 +127,7 @@ def _source(source: Mapping[str, Any], titles: Mapping[str, str]) -> SourceCheck
     if models:
         panels += [
             _curve_panel("Coverage", models, "coverage", titles, "nominal coverage",
-                         "share of pixels inside"),
+                         f"share of {entries} inside"),
             _curve_panel("TARP", models, "tarp", titles, "credibility", "expected coverage"),
         ]  # fmt: skip
     comparison = source["comparison"] or {}
@@ -229,12 +233,12 @@ def _rows(models: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, list[
          lambda e: Cell(figure(e["z"]["std"]), "")),
         ("contraction", "share of the prior’s variance that is gone; 0: nothing was learned of x",
          lambda e: Cell(figure(e["z"]["contraction"]), "")),
-        ("mean standard deviation", "sharpness, in image units",
+        ("mean standard deviation", "sharpness, in units of the data",
          lambda e: _cell(e["sharpness"]["std"])),
-        ("width of 90 % intervals", "sharpness, in image units",
+        ("width of 90 % intervals", "sharpness, in units of the data",
          lambda e: _cell(e["sharpness"]["width90"])),
-        ("CRPS ↓", "proper score of single pixels", lambda e: _cell(e["sharpness"]["crps"])),
-        ("energy score ↓", "proper score of whole images",
+        ("CRPS ↓", "proper score of single entries", lambda e: _cell(e["sharpness"]["crps"])),
+        ("energy score ↓", "proper score of the whole of x",
          lambda e: _cell(e["sharpness"]["energy_score"])),
     ]  # fmt: skip
     return [(label, note, [read(entry) for entry in entries]) for label, note, read in wanted]

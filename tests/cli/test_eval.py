@@ -213,25 +213,16 @@ def test_python_arguments(run: Path) -> None:
             opened.evaluate(**arguments)
 
 
-def test_vectors(tmp_path: Path) -> None:
-    """The section holds no picture, so plain vectors need nothing else of it."""
-    from flowdiff.core.report.posterior_checks import posterior_checks
-    from tests.science.test_calibration import judged
-
-    entry = judged(images=40)
-    source = {"title": "t", "what": "w", "models": {"gaussian_fit": entry}, "comparison": None}
-    section = posterior_checks(
-        {
-            "n": 49, "images": 40, "level": 0.005, "models": {"gaussian_fit": "untrained"},
-            "sources": {"heldout": source},
-            "measurement_space": {
-                "predictive": {"gaussian_fit": None},
-                "evidence": {"skipped": "no", "reading": "Not computed: no."},
-                "proximal": {"skipped": "no"},
-            },
-        }
-    )  # fmt: skip
-    assert section is not None
-    assert len(section.sources[0].panels) == 7 and section.measured == []
-    for panel in section.sources[0].panels:
-        assert not re.search(r"nan|inf", str(panel.svg))
+def test_vectors(run_cli: Cli, tmp_path: Path) -> None:
+    """Two components: no picture, and the words for what they are."""
+    settings = {"data.n": 24, "eval.bootstrap": 20, "eval.metrics": ["mmd"]}
+    out = tmp_path / "run"
+    flowdiff.run(method="gaussian_fit", data="two_moons", op="gaussian_noise", out=out,
+                 settings=settings)  # fmt: skip
+    code, text, errors = run_cli("eval", str(out), *SMALL)
+    assert code == 0, errors
+    assert "Held-out clean vectors" in text and "SBC: components" in text
+    assert "pixels" not in text
+    page = (out / "report.html").read_text()
+    assert "share of components inside" in page
+    assert not re.search(r'(d|y|x)="[^"]*(nan|inf)', page)

@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowdiff.core import ImageSpace
+from flowdiff.core import Gaussian, ImageSpace, Wiener
 from flowdiff.core.calibration.figures import ImageFigures, Probes
 from flowdiff.core.calibration.histogram import histogram
 from flowdiff.core.calibration.judgement import LEVEL, judge
@@ -213,10 +213,33 @@ def test_proper_scores_are_best_for_the_exact_posterior(fault: dict[str, float])
         assert float(worse.mean()) > 5 * float(worse.std()) / math.sqrt(len(worse))
 
 
+@pytest.mark.science
+def test_a_wrong_prior_passes_its_own_check_and_fails_on_held_out_images() -> None:
+    """The exact posterior of N(μ, S/2): right for its own images, wrong for those of N(μ, S)."""
+    wrong = Gaussian(SPACE).double()
+    assert GAUSSIAN.basis is not None
+    wrong.assign(GAUSSIAN.mean, GAUSSIAN.variances / 2, GAUSSIAN.basis)
+    wiener = Wiener(wrong, OPERATOR).double()
+    wiener.update({})
+    states = []
+    for source in (wrong, GAUSSIAN):
+        g = seeded(8)
+        x = source.sample(400, g)
+        observation = OPERATOR.observe(x, g)
+        samples = wiener(observation).sample(49, g)
+        points = GAUSSIAN.sample(8 * 400, g).reshape(8, 400, *SPACE.shape)
+        found = ImageFigures.of(samples, x, observation, points, Probes.draw(16, 8, g), g)
+        states.append(judge(found, 1.0, g, 50)["verdict"]["state"])
+    assert states == ["calibrated", "overconfident"]
+
+
 def test_few_images_are_not_judged() -> None:
     found = judged(images=5)
     assert found["verdict"]["state"] == "not judged" and found["verdict"]["passes"] is None
-    assert found["tarp"]["passes"] is None and "fewer than 20" in found["tarp"]["reading"]
+    assert (
+        found["tarp"]["passes"] is None
+        and "fewer than 20 measurements" in found["tarp"]["reading"]
+    )
     assert judged(images=20)["verdict"]["passes"] is not None
 
 
