@@ -220,6 +220,7 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     }
     suggested = _suggested(str(resolved["data"]["name"]), registry)
     chain = _operator_parts(request, registry, suggested.operator)
+    overrides["op"] = _full_names(overrides["op"], [name for name, _ in chain])
     _check_operator_scopes(overrides["op"], [name for name, _ in chain])
     resolved["method"] = _resolve_scope(
         "method", request, overrides["method"], registry, suggested
@@ -450,6 +451,19 @@ def _operator_parts(
     if issubclass(classes[-1], DeterministicMap):
         chain.append((DEFAULT_NOISE, dict(listed).get(DEFAULT_NOISE, {})))
     return chain
+
+
+def _full_names(
+    overrides: Mapping[str, dict[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Scopes of parts by their names in the chain: Tomography stands for deepinv:Tomography."""
+    found: dict[str, dict[str, Any]] = {}
+    for part, settings in overrides.items():
+        meant = [n for n in names if n == part] or [
+            n for n in names if n.rpartition(":")[2] == part
+        ]
+        found.setdefault(meant[0] if len(meant) == 1 else part, {}).update(settings)
+    return found
 
 
 def _check_operator_scopes(overrides: Mapping[str, Any], names: Sequence[str]) -> None:
