@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,10 @@ def provide(kind: str, name: str) -> type[Any]:  # noqa: ARG001 (a provider is t
 class DeepinvMap(DeterministicMap):
     """A physics of deepinv; `provide` makes one subclass for each."""
 
-    physics_class: ClassVar[Any] = None
+    @property
+    @abstractmethod
+    def physics_class(self) -> Any:
+        """The class of deepinv; an attribute of each subclass."""
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__(config, context)

@@ -46,24 +46,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SHAPES = [(1, 16, 16), (3, 16, 16), (2, 16, 16)]
 
 REFUSED = {
-    "BlurFFTMultiScaler": "'physics'",  # the wrappers take another physics
-    "BlurMultiScaler": "'physics'",
+    "BlurFFTMultiScaler": "physics",  # the wrappers take another physics
+    "BlurMultiScaler": "physics",
     "ComposedLinearPhysics": "base class",
     "ComposedPhysics": "base class",
     "DecomposablePhysics": "base class",
     "DynamicMRI": "does not build it",  # one image, with an axis of time
     "Haze": "does not build it",  # takes an image, a depth map and the ambient light
     "HyperSpectralUnmixing": "endmembers",  # images have the abundances as channels
-    "InpaintingMultiScaler": "'physics'",
+    "InpaintingMultiScaler": "physics",
     "LinearPhysics": "base class",
-    "LinearPhysicsMultiScaler": "'physics'",
+    "LinearPhysicsMultiScaler": "physics",
     "NonCartesianMRI": "mri-nufft",
     "PET": "parallelproj",
     "Pansharpen": "TensorList",
     "PhaseRetrieval": "'B'",  # the base of RandomPhaseRetrieval
     "Physics": "base class",
-    "PhysicsCropper": "'physics'",
-    "PhysicsMultiScaler": "'physics'",
+    "PhysicsCropper": "physics",
+    "PhysicsMultiScaler": "physics",
     "Ptychography": "",
     "PtychographyLinearOperator": "",
     "RadioInterferometry": "samples_loc",  # tensors of positions
