@@ -69,7 +69,7 @@ def as_physics(operator: ForwardOperator, params: Params | None = None) -> Any:
     space, own = operator.space, dict(params or {})
     peak = 1.0 if space.value_range is None else space.peak
     level = _noise_level(operator, own) / peak
-    base = physics.LinearPhysics if operator.linear else physics.Physics
+    base: Any = physics.LinearPhysics if operator.linear else physics.Physics
 
     def dark(like: Tensor) -> Tensor:
         """A_ω(lo), with the batch of ω or 1."""
