@@ -51,7 +51,7 @@ def lines(problem: str, summary: dict[str, Any]) -> list[str]:
             ("−log p of prior samples, nats", 2,
              [found.get("prior"), found["gaussian_fit_prior"], found["truth"]])
         )  # fmt: skip
-    for metric in ("c2st", "sliced_wasserstein"):
+    for metric in ("density", "coverage"):
         names = ("prior", "gaussian_fit_prior", "second_split")
         title = summary["metrics"][metric]["title"]
         figures.append(
