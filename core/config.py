@@ -462,7 +462,11 @@ def _full_names(
         meant = [n for n in names if n == part] or [
             n for n in names if n.rpartition(":")[2] == part
         ]
-        found.setdefault(meant[0] if len(meant) == 1 else part, {}).update(settings)
+        full = meant[0] if len(meant) == 1 else part
+        for key, value in settings.items():
+            if key in found.setdefault(full, {}):
+                raise UserError(f"--set op.{part}.{key}: given twice, once as op.{full}.{key}")
+            found[full][key] = value
     return found
 
 

@@ -432,6 +432,9 @@ def _load(record: ComponentRecord) -> type[Any]:
         found = _resolve(record.target)
         if record.namespace:
             found = found(record.kind, record.name)
+    except PluginError:
+        # A provider's own answer, in its own words.
+        raise
     # Other people's code runs here, and may raise anything or call sys.exit: the cause is kept
     # in the message, and the traceback behind --debug.
     except (Exception, SystemExit) as error:

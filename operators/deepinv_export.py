@@ -33,7 +33,12 @@ def as_denoiser(prior: DiffusionPrior) -> Any:
 
     Args:
         prior: a diffusion prior; its weights are used as they are when the denoiser is called.
+
+    Raises:
+        UserError: a prior that is no diffusion model.
     """
+    if not isinstance(prior, DiffusionPrior):
+        raise UserError(f"as_denoiser: {type(prior).__name__} has no denoiser")
     base: Any = deepinv_module("deepinv.models").Denoiser
     space = prior.space
     peak = 1.0 if space.value_range is None else space.peak
@@ -46,6 +51,8 @@ def as_denoiser(prior: DiffusionPrior) -> Any:
             self.prior = prior
 
         def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+            if not isinstance(sigma, Tensor):
+                sigma = float(sigma)  # a numpy number, for instance
             level = self._handle_sigma(sigma, batch_size=len(x), device=x.device, dtype=x.dtype)
             return space.to_unit(prior.denoise(space.from_unit(x), peak * level))
 
@@ -63,11 +70,17 @@ def as_physics(operator: ForwardOperator, params: Params | None = None) -> Any:
         The physics. ``from_measurement(y)`` converts a measurement of ours.
 
     Raises:
-        UserError: the noise is not Gaussian with one σ; deepinv has no likelihood for it.
+        UserError: ω is missing; complex measurements; or noise that is not Gaussian with one σ,
+            for which deepinv has no likelihood.
     """
     physics: Any = deepinv_module("deepinv.physics")
     space, own = operator.space, dict(params or {})
     peak = 1.0 if space.value_range is None else space.peak
+    expected = operator.draw_params((1, *space.shape), torch.Generator())
+    if set(own) != set(expected):
+        raise UserError(f"as_physics: give the parameters {', '.join(sorted(expected)) or 'none'}")
+    if operator.codomain.is_complex:
+        raise UserError("as_physics: deepinv's noise is real, and these measurements are complex")
     level = _noise_level(operator, own) / peak
     base: Any = physics.LinearPhysics if operator.linear else physics.Physics
 
@@ -83,10 +96,17 @@ def as_physics(operator: ForwardOperator, params: Params | None = None) -> Any:
         def __init__(self) -> None:
             super().__init__(noise_model=physics.GaussianNoise(sigma=level))
             self.operator = operator
+            self.img_size = space.shape
 
         def A(self, x: Tensor) -> Tensor:
             y = operator(space.from_unit(x), own)
             return (y - dark(x)) / peak
+
+        def noise(self, x: Tensor) -> Tensor:
+            """Noise on observed entries only."""
+            noisy = super().noise(x)
+            observed = operator.observed(own)
+            return noisy if observed is None else noisy.masked_fill(~observed, 0)
 
         def from_measurement(self, y: Tensor) -> Tensor:
             """A measurement of ours in the units of this physics."""

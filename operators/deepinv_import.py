@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from flowdiff.core import PluginError
+
 __all__ = ["deepinv_module"]
 
 
@@ -12,13 +14,13 @@ def deepinv_module(name: str) -> Any:
     """A module of deepinv, such as ``deepinv.physics``; importing it takes some seconds.
 
     Raises:
-        ImportError: it is not installed, or does not fit the installed torch.
+        PluginError: it is not installed, or does not fit the installed torch.
     """
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or "a module"
-        raise ImportError(
+        raise PluginError(
             f"deepinv cannot be imported, {missing} is missing: pip install {missing}"
         ) from error
     except (ImportError, RuntimeError, OSError) as error:
@@ -28,4 +30,4 @@ def deepinv_module(name: str) -> Any:
             if "torchvision" in str(error)
             else ""
         )
-        raise ImportError(f"deepinv cannot be imported ({first}){hint}") from error
+        raise PluginError(f"deepinv cannot be imported ({first}){hint}") from error

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from flowdiff.core import BuildContext, NoiseModel, PartConfig
+from flowdiff.core import BuildContext, NoiseModel, PartConfig, PluginError
 
 from .laplace import LaplaceNoise
 from .noise import GaussianNoise
@@ -33,29 +33,47 @@ from .speckle import SpeckleNoise
 
 __all__ = ["REFUSED", "noise_class"]
 
+
+def _level(what: str) -> tuple[Any, Any]:
+    """A setting that is a level of noise, within the limits of ours."""
+    return float, Field(0.1, ge=1e-6, le=1e5, description=f"{what}, images in [0, 1]")
+
+
+def _gain() -> tuple[Any, Any]:
+    return float, Field(1.0, ge=1e-5, le=100, description="γ: intensity of one count")
+
+
 _OURS: dict[str, tuple[type[NoiseModel], dict[str, tuple[Any, Any]]]] = {
     "GaussianNoise": (
         GaussianNoise,
-        {"sigma": (float, Field(0.1, gt=0, description="standard deviation, images in [0, 1]"))},
+        {
+            "sigma": (
+                float,
+                Field(0.1, ge=1e-6, le=1e5, description="standard deviation, images in [0, 1]"),
+            )
+        },
     ),
     "LaplaceNoise": (
         LaplaceNoise,
-        {"b": (float, Field(0.1, gt=0, description="scale, images in [0, 1]"))},
+        {"b": _level("scale")},
     ),
     "PoissonNoise": (
         PoissonNoise,
-        {"gain": (float, Field(1.0, gt=0, description="γ: intensity of one count"))},
+        {"gain": _gain()},
     ),
     "PoissonGaussianNoise": (
         PoissonGaussianNoise,
         {
-            "gain": (float, Field(1.0, gt=0, description="γ: intensity of one count")),
-            "sigma": (float, Field(0.1, gt=0, description="read noise, images in [0, 1]")),
+            "gain": _gain(),
+            "sigma": (
+                float,
+                Field(0.1, ge=1e-6, le=1e5, description="read noise, images in [0, 1]"),
+            ),
         },
     ),
     "GammaNoise": (
         SpeckleNoise,
-        {"l": (int, Field(1, ge=1, description="number of looks"))},
+        {"l": (int, Field(1, ge=1, le=1000, description="number of looks"))},
     ),
 }
 
@@ -76,11 +94,11 @@ def noise_class(name: str) -> type[NoiseModel]:
     """The operator part for a noise model of deepinv.
 
     Raises:
-        LookupError: it has no likelihood, with the reason.
+        PluginError: it has no likelihood, with the reason.
     """
     if name not in _OURS:
         reason = REFUSED.get(name, "there is no likelihood of it here")
-        raise LookupError(f"noise deepinv:{name} is not supported: {reason}")
+        raise PluginError(f"noise deepinv:{name} is not supported: {reason}")
     ours, fields = _OURS[name]
     config = create_model(
         "Config",

@@ -35,6 +35,7 @@ from flowdiff.core import (
     DeterministicMap,
     Params,
     PartConfig,
+    PluginError,
     TensorSpec,
     UserError,
     randn,
@@ -63,8 +64,8 @@ def provide(kind: str, name: str) -> type[Any]:  # noqa: ARG001 (a provider is t
         name: the class, such as ``Tomography`` or ``PoissonNoise``.
 
     Raises:
-        LookupError: there is no such physics, or its noise has no likelihood, with the reason.
-        ImportError: deepinv cannot be imported.
+        PluginError: there is no such physics, or its noise has no likelihood, with the reason.
+        PluginError: deepinv cannot be imported.
     """
     physics = deepinv_module("deepinv.physics")
     found = getattr(physics, name, None)
@@ -76,9 +77,9 @@ def provide(kind: str, name: str) -> type[Any]:  # noqa: ARG001 (a provider is t
         if isinstance(value, type) and issubclass(value, (physics.Physics, physics.NoiseModel))
     ]
     if not (isinstance(found, type) and issubclass(found, physics.Physics)):
-        raise LookupError(f"deepinv.physics has no {name!r}{suggest(name, known)}")
+        raise PluginError(f"deepinv.physics has no {name!r}{suggest(name, known)}")
     if name in _BASES or name.startswith(("Stacked", "Composed")):
-        raise LookupError(f"deepinv:{name} is a base class; a chain is written with +")
+        raise PluginError(f"deepinv:{name} is a base class; a chain is written with +")
     linear = issubclass(found, physics.LinearPhysics)
     summary = (inspect.getdoc(found) or name).splitlines()[0]
     return type(
@@ -142,6 +143,16 @@ class DeepinvMap(DeterministicMap):
                 )
 
         self.trusted = not self.linear or self._adjoint_is_right()
+        self.register_buffer("seen", self._entries_that_see(), persistent=False)
+
+    def _entries_that_see(self) -> Tensor:
+        """True where a linear physics ever differs from zero, with shape (1, *codomain)."""
+        if not self.linear:
+            return torch.ones(1, dtype=torch.bool)
+        x = randn((2, *self.space.shape), torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            y = self.physics.A(x)
+        return (y != 0).any(0, keepdim=True)
 
     def _adjoint_is_right(self) -> bool:
         """The dot test of deepinv's own adjoint; not every class of 0.5.0 passes it."""
@@ -225,7 +236,7 @@ class DeepinvMap(DeterministicMap):
     @property
     def value_range(self) -> tuple[float, float] | None:
         """That of images where y looks like one; else from darkness, 0."""
-        if self.space.value_range is None or self.spec.is_complex:
+        if self.space.value_range is None:
             return None
         if self.linear:
             return self.space.value_range if self.image_like else (0.0, self.peak)
@@ -240,13 +251,14 @@ class DeepinvMap(DeterministicMap):
         return self.low if self.image_like and self.linear else 0.0
 
     def forward(self, x: Tensor, params: Params) -> Tensor:
-        dark = x - self.low
+        # deepinv's own tensors are of single precision.
+        dark = (x - self.low).float()
         if self.linear:
             y: Tensor = self.physics.A(dark)
-            return y + self._shift()
+            return (y + self._shift()).to(_like(y, x))
         u = dark / self.peak
         seen: Tensor = self.physics.A(torch.complex(u, u * 0) if self.complex_object else u)
-        return seen
+        return seen.to(_like(seen, x))
 
     def offset(self, params: Params) -> Tensor | None:
         if self.low == 0.0:
@@ -260,16 +272,18 @@ class DeepinvMap(DeterministicMap):
 
     def adjoint(self, y: Tensor, params: Params) -> Tensor:
         """deepinv's own where it is one, else by automatic differentiation, which always is."""
+        single = y.to(self.spec.dtype)
         if self.trusted:
-            return _real(self.physics.A_adjoint(y))
+            return _real(self.physics.A_adjoint(single)).to(y.real.dtype)
         with torch.enable_grad():
-            x = y.real.new_zeros(len(y), *self.space.shape).requires_grad_(True)
-            (back,) = torch.autograd.grad(self.physics.A(x), x, y, create_graph=y.requires_grad)
-        return back
+            x = single.real.new_zeros(len(y), *self.space.shape).requires_grad_(True)
+            image = self.physics.A(x)
+            (back,) = torch.autograd.grad(image, x, single, create_graph=y.requires_grad)
+        return back.to(y.real.dtype)
 
     def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
         """deepinv's ``A_dagger``: closed form where the class has one, else least squares."""
-        return _real(self.physics.A_dagger(y))
+        return _real(self.physics.A_dagger(y.to(self.spec.dtype))).to(y.real.dtype)
 
     def backproject(self, y: Tensor, params: Params) -> Tensor:
         if self.linear:
@@ -281,14 +295,18 @@ class DeepinvMap(DeterministicMap):
         return self.low + self.peak * back
 
     def observed(self, params: Params) -> Tensor | None:
-        """What an inpainting mask leaves out carries no information."""
-        inpainting = deepinv_module("deepinv.physics").Inpainting
-        if not isinstance(self.physics, inpainting):
-            return None
-        mask: Tensor = self.physics.mask
-        return (mask != 0).reshape(1, *mask.shape[-len(self.spec.shape) :])
+        """Entries that depend on x at all: a mask of deepinv's leaves zeros."""
+        seen = self.get_buffer("seen")
+        return None if bool(seen.all()) else seen
 
 
 def _real(x: Tensor) -> Tensor:
     """The real part: images are real, and the inner product is Re⟨·,·⟩."""
     return x.real if x.is_complex() else x
+
+
+def _like(y: Tensor, x: Tensor) -> torch.dtype:
+    """The dtype of a measurement y of images in the precision of x."""
+    if not y.is_complex():
+        return x.dtype
+    return torch.complex128 if x.dtype == torch.float64 else torch.complex64

@@ -64,11 +64,8 @@ REFUSED = {
     "Physics": "base class",
     "PhysicsCropper": "physics",
     "PhysicsMultiScaler": "physics",
-    "Ptychography": "",
-    "PtychographyLinearOperator": "",
     "RadioInterferometry": "samples_loc",  # tensors of positions
     "Scattering": "receivers",  # tensors of positions
-    "BornOperator": "",
     "SequentialMRI": "does not build it",
     "SinglePhotonLidar": "does not build it",  # images have a depth and a reflectivity
     "SpaceVaryingBlur": "not given",  # a tensor of filters
@@ -206,6 +203,17 @@ def test_noise_is_ours_in_deepinvs_units(
     assert float(theirs.std() / y.std()) == pytest.approx(1, abs=0.02)
 
 
+def test_entries_that_never_see_the_image_do_not_count(tmp_path: Path) -> None:
+    part = make("SinglePixelCamera", (1, 8, 8), tmp_path)
+    seen = part.observed({})
+    assert seen is not None and int(seen.sum()) == 20
+    x = randn((2, 1, 8, 8), seeded(), dtype=torch.float64)
+    assert part(x, {}).dtype == torch.float64
+    first, second = part(x, {}).unbind()
+    assert torch.equal(first[~seen[0]], second[~seen[0]])
+    assert not torch.equal(first, second)
+
+
 def test_what_has_no_likelihood_is_refused() -> None:
     for name, reason in NO_LIKELIHOOD.items():
         with pytest.raises(PluginError, match=reason[:20]):
@@ -221,6 +229,16 @@ def test_settings_by_short_and_by_full_name() -> None:
         resolved = resolve(request, get_registry())
         assert resolved.operator[0]["angles"] == 5
         assert resolved.operator_name == "deepinv:Tomography+gaussian_noise"
+    with pytest.raises(UserError, match="given twice"):
+        both = {"op.Tomography.angles": 3, "op.deepinv:Tomography.angles": 4}
+        resolve(Request(op="deepinv:Tomography", settings=settings_of(both)), get_registry())
+    with pytest.raises(UserError, match="gain"):
+        resolve(
+            Request(
+                op="deepinv:PoissonNoise", settings=settings_of({"op.PoissonNoise.gain": 1e-7})
+            ),
+            get_registry(),
+        )
     with pytest.raises(UserError, match="angels"):
         resolve(
             Request(op="deepinv:Tomography", settings=settings_of({"op.Tomography.angels": 5})),
@@ -241,6 +259,7 @@ def test_deepinv_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(PluginError) as caught:
         get_registry().load("operator", "deepinv:Tomography")
     message = str(caught.value)
+    assert message.startswith("deepinv cannot be imported")
     assert "\n" not in message
     assert "torchvision::nms does not exist" in message
     assert "torch and torchvision are of different builds" in message
@@ -285,6 +304,12 @@ def test_operators_as_physics(masked: bool) -> None:
     assert isinstance(physics, physics_module.LinearPhysics)
     assert float(physics.noise_model.sigma) == pytest.approx(0.1)
     assert abs(float(physics.adjointness_test(u))) < 1e-4
+    noisy = physics(u)
+    seen = operator.observed(observation.params)
+    if seen is not None:
+        assert not noisy[~seen].any()
+        with pytest.raises(UserError, match=r"mask\.mask"):
+            as_physics(operator)
     torch.testing.assert_close(physics.A(2 * u), 2 * physics.A(u))
     clean = operator(space.from_unit(u), observation.params)
     torch.testing.assert_close(physics.from_measurement(clean), physics.A(u))
