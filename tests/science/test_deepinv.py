@@ -229,16 +229,13 @@ def test_settings_by_short_and_by_full_name() -> None:
         resolved = resolve(request, get_registry())
         assert resolved.operator[0]["angles"] == 5
         assert resolved.operator_name == "deepinv:Tomography+gaussian_noise"
+    both = {"op.Tomography.angles": 3, "op.deepinv:Tomography.angles": 4}
+    twice = Request(op="deepinv:Tomography", settings=settings_of(both))
     with pytest.raises(UserError, match="given twice"):
-        both = {"op.Tomography.angles": 3, "op.deepinv:Tomography.angles": 4}
-        resolve(Request(op="deepinv:Tomography", settings=settings_of(both)), get_registry())
+        resolve(twice, get_registry())
+    dark = Request(op="deepinv:PoissonNoise", settings=settings_of({"op.PoissonNoise.gain": 1e-7}))
     with pytest.raises(UserError, match="gain"):
-        resolve(
-            Request(
-                op="deepinv:PoissonNoise", settings=settings_of({"op.PoissonNoise.gain": 1e-7})
-            ),
-            get_registry(),
-        )
+        resolve(dark, get_registry())
     with pytest.raises(UserError, match="angels"):
         resolve(
             Request(op="deepinv:Tomography", settings=settings_of({"op.Tomography.angels": 5})),
