@@ -33,6 +33,8 @@ _SETTLED = 2e-3
 _MOST_WORK = 2e10
 """Multiplications of one lap, N d² (m + d), above which it is not worth the minutes."""
 _CHUNK = 256
+_FLOOR = 1e-5
+"""Least variance of S₀, relative to the largest: above the rounding of a float32 basis."""
 
 
 def affordable(observation: Observation) -> bool:
@@ -56,7 +58,7 @@ def refine(observation: Observation, start: Gaussian, noise: Tensor) -> Gaussian
     """
     space, count = start.space, len(observation)
     d = space.dimension
-    prior = start.covariance().double()
+    prior = _positive(start)
     mean, covariance = start.mean.double().flatten(), prior
     pieces = [_sufficient(observation[i : i + _CHUNK], noise) for i in range(0, count, _CHUNK)]
     for _ in range(_LAPS):
@@ -84,6 +86,15 @@ def refine(observation: Observation, start: Gaussian, noise: Tensor) -> Gaussian
     if space.value_range is not None:
         image = image.clamp(*space.value_range)
     return Gaussian.from_covariance(space, image, covariance)
+
+
+def _positive(gaussian: Gaussian) -> Tensor:
+    """Its covariance (d, d) in float64, with a floor: a power law may fall below rounding."""
+    assert gaussian.basis is not None
+    basis, variances = gaussian.basis.double(), gaussian.variances.double()
+    floored = variances.clamp_min(_FLOOR * float(variances.max()))
+    covariance = (basis * floored) @ basis.mT
+    return 0.5 * (covariance + covariance.mT)
 
 
 def _sufficient(observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -336,3 +336,13 @@ def test_masks_of_each_sample_leave_no_approximation_behind() -> None:
     assert divergence(start) > best + 0.05
     assert torch.equal(fit_gaussian(observation, space, seeded()).mean, refined.mean)
 
+
+
+def test_exact_em_from_a_spectrum_that_falls_below_rounding() -> None:
+    space = ImageSpace((1, 4, 4))
+    observation = measured(some_gaussian(space), chain(space, plain(Mask, space)), 50)
+    start = some_gaussian(space).float()
+    start.variances[:8] = 0.0
+    refined = refine(observation, start, torch.full((1, 1, 4, 4), 0.2**2))
+    assert torch.isfinite(refined.mean).all()
+    assert (refined.variances > 0).all()
