@@ -306,7 +306,7 @@ def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, A
     wiener_mean = work.wiener.mean.cpu()
     exact = exact_wiener(work.session.context)
     operator = work.session.context.operator
-    seen_as = "" if operator.gives_images else ", seen as an image"
+    seen_as = "" if operator.gives_images else ", back-projected"
     estimates = {
         "posterior_mean": ("posterior mean", samples.mean(0)),
         "posterior_sample": ("one posterior sample", samples[0]),
