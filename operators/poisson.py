@@ -22,18 +22,17 @@ from torch import Tensor
 
 from flowdiff.core import (
     BuildContext,
-    NoiseModel,
     Params,
     PartConfig,
-    intensity,
-    needs_intensities,
     sum_observed,
 )
+
+from ._intensity_noise import IntensityNoise
 
 __all__ = ["PoissonNoise"]
 
 
-class PoissonNoise(NoiseModel):
+class PoissonNoise(IntensityNoise):
     """Photon counts, as an image in its own units."""
 
     class Config(PartConfig):
@@ -52,18 +51,8 @@ class PoissonNoise(NoiseModel):
     discrete = True
 
     def __init__(self, config: Config, context: BuildContext) -> None:
-        super().__init__(config, context)
+        super().__init__(config, context, config.floor)
         self.gain = config.gain
-        self.floor = config.floor
-        assert self.space.value_range is not None  # `compatible` has refused it
-        self.low = self.space.value_range[0]
-
-    @classmethod
-    def compatible(cls, config: PartConfig, context: BuildContext) -> tuple[bool, str]:
-        return needs_intensities(context)
-
-    def _intensity(self, clean: Tensor) -> Tensor:
-        return intensity(clean, self.low, self.floor)
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
         rate = self.gain * self._intensity(clean).double()
@@ -77,10 +66,6 @@ class PoissonNoise(NoiseModel):
         rate = self.gain * self._intensity(clean).double()
         mass = count * rate.log() - rate - torch.lgamma(count + 1)
         return sum_observed(mass, observed).to(clean.dtype)
-
-    def mean(self, clean: Tensor, params: Params) -> Tensor:
-        """lo + u, which is `clean` above the floor."""
-        return self.low + self._intensity(clean)
 
     def variance(self, clean: Tensor, params: Params) -> Tensor:
         return self._intensity(clean) / self.gain

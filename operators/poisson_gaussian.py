@@ -39,14 +39,13 @@ from torch.utils.checkpoint import checkpoint
 
 from flowdiff.core import (
     BuildContext,
-    NoiseModel,
     Params,
     PartConfig,
-    intensity,
-    needs_intensities,
     randn,
     sum_observed,
 )
+
+from ._intensity_noise import IntensityNoise
 
 __all__ = ["PoissonGaussianNoise"]
 
@@ -59,7 +58,7 @@ _BLOCK = 1 << 14
 """Entries of y at a time: 127 terms each are 16 MB in float64."""
 
 
-class PoissonGaussianNoise(NoiseModel):
+class PoissonGaussianNoise(IntensityNoise):
     """Photon counts with additive Gaussian read noise, as an image in its own units."""
 
     class Config(PartConfig):
@@ -82,19 +81,9 @@ class PoissonGaussianNoise(NoiseModel):
         )
 
     def __init__(self, config: Config, context: BuildContext) -> None:
-        super().__init__(config, context)
+        super().__init__(config, context, config.floor)
         self.gain = config.gain
         self.sigma = config.sigma
-        self.floor = config.floor
-        assert self.space.value_range is not None  # `compatible` has refused it
-        self.low = self.space.value_range[0]
-
-    @classmethod
-    def compatible(cls, config: PartConfig, context: BuildContext) -> tuple[bool, str]:
-        return needs_intensities(context)
-
-    def _intensity(self, clean: Tensor) -> Tensor:
-        return intensity(clean, self.low, self.floor)
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
         rate = self.gain * self._intensity(clean).double()
@@ -118,10 +107,6 @@ class PoissonGaussianNoise(NoiseModel):
                 blocks.append(_log_density(z, r, read))
         density = torch.cat(blocks).reshape(shape) + math.log(self.gain)
         return sum_observed(density, observed).to(clean.dtype)
-
-    def mean(self, clean: Tensor, params: Params) -> Tensor:
-        """lo + u, which is `clean` above the floor."""
-        return self.low + self._intensity(clean)
 
     def variance(self, clean: Tensor, params: Params) -> Tensor:
         return self._intensity(clean) / self.gain + self.sigma**2

@@ -24,18 +24,17 @@ from torch import Tensor
 
 from flowdiff.core import (
     BuildContext,
-    NoiseModel,
     Params,
     PartConfig,
-    intensity,
-    needs_intensities,
     sum_observed,
 )
+
+from ._intensity_noise import IntensityNoise
 
 __all__ = ["SpeckleNoise"]
 
 
-class SpeckleNoise(NoiseModel):
+class SpeckleNoise(IntensityNoise):
     """Multiplicative Gamma noise of mean one."""
 
     class Config(PartConfig):
@@ -52,18 +51,8 @@ class SpeckleNoise(NoiseModel):
         )
 
     def __init__(self, config: Config, context: BuildContext) -> None:
-        super().__init__(config, context)
+        super().__init__(config, context, config.floor)
         self.looks = config.looks
-        self.floor = config.floor
-        assert self.space.value_range is not None  # `compatible` has refused it
-        self.low = self.space.value_range[0]
-
-    @classmethod
-    def compatible(cls, config: PartConfig, context: BuildContext) -> tuple[bool, str]:
-        return needs_intensities(context)
-
-    def _intensity(self, clean: Tensor) -> Tensor:
-        return intensity(clean, self.low, self.floor)
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
         factor = torch.zeros(clean.shape, dtype=clean.dtype, device=generator.device)
@@ -85,10 +74,6 @@ class SpeckleNoise(NoiseModel):
             - math.lgamma(looks)
         )
         return sum_observed(density.masked_fill(above < 0, -math.inf), observed)
-
-    def mean(self, clean: Tensor, params: Params) -> Tensor:
-        """lo + u, which is `clean` above the floor."""
-        return self.low + self._intensity(clean)
 
     def variance(self, clean: Tensor, params: Params) -> Tensor:
         return self._intensity(clean).square() / self.looks
