@@ -32,7 +32,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
     "moments": ("fit_gaussian",),
-    "network": ("Network",),
+    "network": ("Network", "zeroed"),
     "observation": ("Observation", "Params"),
     "operator": (
         "DeterministicMap",
@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from .metric import MetricValue as MetricValue
     from .moments import fit_gaussian as fit_gaussian
     from .network import Network as Network
+    from .network import zeroed as zeroed
     from .observation import Observation as Observation
     from .observation import Params as Params
     from .operator import DeterministicMap as DeterministicMap

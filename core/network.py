@@ -8,13 +8,15 @@ bring theirs as ``package:Name``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from .part import BuildContext, Part, PartConfig
 
-__all__ = ["Network"]
+__all__ = ["Network", "zeroed"]
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Network(Part, nn.Module, ABC):
@@ -47,3 +49,10 @@ class Network(Part, nn.Module, ABC):
         Returns:
             The output, with shape (B, out_channels, *spatial).
         """
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with zero weights, so that its branch is absent, or its coupling the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.core import BuildContext, Network, PartConfig
+from flowdiff.core import BuildContext, Network, PartConfig, zeroed
 
 from ._embedding import NoiseEmbedding
 
@@ -83,10 +83,3 @@ class Block(nn.Module):
         h = self.linear_1(self.norm(x)) * (1 + scale) + shift
         out: Tensor = x + self.linear_2(self.dropout(F.silu(h)))
         return out
-
-
-def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with zero weights, so that its branch is absent at first."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.core import BuildContext, Network, PartConfig
+from flowdiff.core import BuildContext, Network, PartConfig, zeroed
 
 from ._embedding import NoiseEmbedding
 
@@ -131,13 +131,6 @@ class UNet(Network):
             h = stack(torch.cat([grow(h), kept.pop()], 1), e)
         h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
         return h[..., :height, :width]
-
-
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with zero weights, so that its branch is absent at first."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 class Stack(nn.ModuleList):

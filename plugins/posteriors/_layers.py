@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ActNorm", "Squeeze", "zeroed"]
+__all__ = ["ActNorm", "Squeeze"]
 
 
 class ActNorm(nn.Module):
@@ -85,10 +85,3 @@ class Squeeze:
         changed = whole.clone()
         changed[..., rows, columns] = inside
         return changed
-
-
-def zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """The layer with zero weights, so that a coupling is the identity at first."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

@@ -29,9 +29,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig
+from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig, zeroed
 
-from ._layers import ActNorm, Squeeze, zeroed
+from ._layers import ActNorm, Squeeze
 
 __all__ = ["GlowPosterior"]
 

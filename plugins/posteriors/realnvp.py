@@ -33,9 +33,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig, ImageSpace
+from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig, ImageSpace, zeroed
 
-from ._layers import ActNorm, Squeeze, zeroed
+from ._layers import ActNorm, Squeeze
 
 __all__ = ["RealNVPPosterior"]
 
