@@ -56,6 +56,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "dense_matrix",
         "each_entry",
         "flatten_real",
+        "observed_precision",
         "spectral_power",
     ),
 }
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from .wiener import dense_matrix as dense_matrix
     from .wiener import each_entry as each_entry
     from .wiener import flatten_real as flatten_real
+    from .wiener import observed_precision as observed_precision
     from .wiener import spectral_power as spectral_power
 else:
 

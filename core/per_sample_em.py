@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .gaussian import Gaussian
 from .observation import Observation
-from .wiener import dense_matrix, each_entry, flatten_real
+from .wiener import dense_matrix, flatten_real, observed_precision
 
 __all__ = ["affordable", "refine"]
 
@@ -101,10 +101,7 @@ def _sufficient(observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor
     """H = AᵀWA (B, d, d) and h = AᵀW(y − A(0)) (B, d) over the observed entries, float64."""
     operator, params, count = observation.operator, observation.params, len(observation)
     matrix = dense_matrix(operator, count, params, observation.y.device)
-    weight = each_entry(1 / noise.double(), count, operator)
-    observed = operator.observed(params)
-    if observed is not None:
-        weight = weight * each_entry(observed, count, operator)
+    weight = observed_precision(operator, count, params, noise)
     zero = torch.zeros(count, *operator.space.shape, device=observation.y.device)
     y = flatten_real(observation.y - operator(zero, params)).double()
     weighted = matrix * weight[..., None]

@@ -31,6 +31,7 @@ __all__ = [
     "dense_matrix",
     "each_entry",
     "flatten_real",
+    "observed_precision",
     "spectral_power",
 ]
 
@@ -115,13 +116,13 @@ class Wiener(nn.Module):
             params: operator parameters of some samples, to average the power of A over.
         """
         if self.matrices:
-            mean, factor, gain = self._solve(1, {})
+            factor, gain = self._solve()
             self.gain.copy_(gain[0])
             self.factor.copy_(factor[0])
             zero = torch.zeros(
                 1, *self.operator.codomain.shape, dtype=self.operator.codomain.dtype
             )
-            self.shift.copy_(self._mean(zero.to(mean.device), {}, gain)[0])
+            self.shift.copy_(self._mean(zero.to(gain.device), {}, gain)[0])
         elif not self.gaussian.dense:
             s = self.gaussian.variances
             if self.operator.linear:
@@ -215,29 +216,19 @@ class Wiener(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """A (B, m, d) and the precisions of the observed entries (B, m), float64."""
         matrix = dense_matrix(self.operator, batch, params, device)
-        precision = 1 / self.operator.noise_variance(mean, params).double()
-        weight = each_entry(precision, batch, self.operator)
-        observed = self.operator.observed(params)
-        if observed is not None:
-            weight = weight * each_entry(observed, batch, self.operator)
-        return matrix, weight
+        variance = self.operator.noise_variance(mean, params)
+        return matrix, observed_precision(self.operator, batch, params, variance)
 
-    def _solve(self, batch: int, params: Params) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean images, L (B, d, d) and gain P Aᵀ/σ² (B, d, m), computed in float64."""
-        space = self.gaussian.space
-        mean = self.gaussian.mean.expand(batch, *space.shape)
+    def _solve(self) -> tuple[Tensor, Tensor]:
+        """L (1, d, d) and gain P Aᵀ/σ² (1, d, m) of one matrix for all, computed in float64."""
+        mean = self.gaussian.mean[None]
         s, u = self.gaussian.variances.double(), self.gaussian.basis
         assert u is not None
         basis = u.double()
         if not self.operator.linear:
-            outputs = _outputs(self.operator)
             root = (basis * s.sqrt()) @ basis.T
-            return (
-                mean,
-                root.expand(batch, -1, -1).to(u.dtype),
-                u.new_zeros(batch, len(s), outputs),
-            )
-        matrix, weight = self._weighted(batch, params, mean, u.device)
+            return root[None].to(u.dtype), u.new_zeros(1, len(s), _outputs(self.operator))
+        matrix, weight = self._weighted(1, {}, mean, u.device)
         weighted = matrix * weight[..., None]
         # In the basis of S, whitened: P = U s½ (I + s½ UᵀAᵀA U s½/σ²)⁻¹ s½ Uᵀ is well conditioned.
         root = s.sqrt()
@@ -251,7 +242,7 @@ class Wiener(nn.Module):
         # The symmetric root keeps u looking like an image, which a convolutional flow needs.
         factor = (p_vectors * p_values.sqrt()[:, None, :]) @ p_vectors.mT
         gain = covariance @ weighted.mT
-        return mean, factor.to(u.dtype), gain.to(u.dtype)
+        return factor.to(u.dtype), gain.to(u.dtype)
 
 
 def dense_matrix(
@@ -280,6 +271,22 @@ def dense_matrix(
         found = flatten_real(operator(images, own)).reshape(len(units), *offset.shape) - offset
         columns.append(found)
     return torch.cat(columns).permute(1, 2, 0).double().contiguous()
+
+
+def observed_precision(
+    operator: ForwardOperator, batch: int, params: Params, variance: Tensor
+) -> Tensor:
+    """1/variance of each real component of y, 0 where nothing is observed: (B, m), float64.
+
+    Args:
+        operator: the operator.
+        batch: B.
+        params: operator parameters ω of the B samples.
+        variance: of the noise, broadcastable to (B, *codomain).
+    """
+    precision = each_entry(1 / variance.double(), batch, operator)
+    observed = operator.observed(params)
+    return precision if observed is None else precision * each_entry(observed, batch, operator)
 
 
 def spectral_power(

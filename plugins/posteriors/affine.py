@@ -45,9 +45,9 @@ from flowdiff.core import (
     Observation,
     PartConfig,
     dense_matrix,
-    each_entry,
     flatten_real,
     jacobian,
+    observed_precision,
     randn,
     spectral_power,
     standard_normal,
@@ -150,14 +150,10 @@ class AffinePosterior(AmortizedPosterior):
                 matrix = dense_matrix(operator, batch, params, mean.device)
             else:
                 matrix = jacobian(operator, start.detach(), params)
-            precision = each_entry(
-                1 / operator.noise_variance(start.detach(), params), batch, operator
-            )
-            observed = operator.observed(params)
-            if observed is not None:
-                precision = precision * each_entry(observed, batch, operator)
+            variance = operator.noise_variance(start.detach(), params)
+            precision = observed_precision(operator, batch, params, variance)
         # In float64: small noise makes I + HᵀWH ill-conditioned for float32.
-        matrix, precision, root = matrix.double(), precision.double(), self.root().double()
+        matrix, root = matrix.double(), self.root().double()
         seen = matrix @ root
         weighted = seen * precision[..., None]
         eye = torch.eye(len(root), dtype=root.dtype, device=root.device)

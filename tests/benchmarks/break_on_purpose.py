@@ -78,8 +78,8 @@ MISTAKES = (
     Mistake(
         "posterior covariance with half the noise",
         "core/wiener.py",
-        "precision = 1 / self.operator.noise_variance(mean, params).double()",
-        "precision = 2 / self.operator.noise_variance(mean, params).double()",
+        "precision = each_entry(1 / variance.double(), batch, operator)",
+        "precision = each_entry(2 / variance.double(), batch, operator)",
         "tests/science/test_posteriors.py::test_start_is_the_exact_posterior",
     ),
     Mistake(
