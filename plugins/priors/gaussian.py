@@ -15,48 +15,27 @@ References:
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from flowdiff.core import DENSE_LIMIT, BuildContext, DiffusionPrior, Gaussian, PartConfig
+from flowdiff.core import DENSE_LIMIT, BuildContext, Gaussian
 
 from ._components import Components
+from ._exact_prior import ExactPrior, ExactPriorConfig
 
 __all__ = ["GaussianPrior"]
 
 
-class GaussianPrior(DiffusionPrior):
+class GaussianPrior(ExactPrior):
     """N(μ, S) with learnable mean and covariance."""
 
-    class Config(PartConfig):
+    class Config(ExactPriorConfig):
         """Settings ``prior.*``."""
-
-        sigma_min: float = Field(
-            0.03, gt=0, description="smallest noise level that samplers and solvers ask for"
-        )
-        sigma_max: float = Field(
-            6.0, gt=0, description="largest noise level that samplers and solvers ask for"
-        )
-
-        @model_validator(mode="after")
-        def _ordered(self) -> GaussianPrior.Config:
-            if self.sigma_min >= self.sigma_max:
-                raise ValueError("sigma_min must be below sigma_max")
-            return self
 
     def __init__(self, config: Config, context: BuildContext) -> None:
         super().__init__(config, context)
         self.config = config
         dense = self.space.dimension <= DENSE_LIMIT
         self.components = Components(self.space, 1, "full" if dense else "diagonal")
-
-    @property
-    def sigma_min(self) -> float:
-        return self.config.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.config.sigma_max
 
     def initialise(self, moments: Gaussian, generator: torch.Generator) -> None:
         """Becomes that Gaussian, exactly; nothing is drawn."""

@@ -24,17 +24,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from flowdiff.core import DENSE_LIMIT, BuildContext, DiffusionPrior, Gaussian, PartConfig, randn
+from flowdiff.core import DENSE_LIMIT, BuildContext, Gaussian, randn
 
 from ._components import Components, Covariance
+from ._exact_prior import ExactPrior, ExactPriorConfig
 
 __all__ = ["GMMPrior"]
 
 
-class GMMPrior(DiffusionPrior):
+class GMMPrior(ExactPrior):
     """A mixture of K Gaussians."""
 
-    class Config(PartConfig):
+    config: Config
+
+    class Config(ExactPriorConfig):
         """Settings ``prior.*``."""
 
         components: int = Field(8, ge=1, description="K, where the mixture is not given")
@@ -52,17 +55,9 @@ class GMMPrior(DiffusionPrior):
         weights: tuple[float, ...] = Field(
             (), description="weights of a given mixture, to be normalised; none for equal ones"
         )
-        sigma_min: float = Field(
-            0.03, gt=0, description="smallest noise level that samplers and solvers ask for"
-        )
-        sigma_max: float = Field(
-            6.0, gt=0, description="largest noise level that samplers and solvers ask for"
-        )
 
         @model_validator(mode="after")
         def _consistent(self) -> GMMPrior.Config:
-            if self.sigma_min >= self.sigma_max:
-                raise ValueError("sigma_min must be below sigma_max")
             count = len(self.means)
             std = (self.std,) if isinstance(self.std, float) else self.std
             if min(std, default=0) <= 0 or min(self.weights, default=1) <= 0:
@@ -106,14 +101,6 @@ class GMMPrior(DiffusionPrior):
         if wrong:
             return False, f"means have {min(wrong)} entries, and vectors have {shape[0]}"
         return True, ""
-
-    @property
-    def sigma_min(self) -> float:
-        return self.config.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        return self.config.sigma_max
 
     @property
     def log_weights(self) -> Tensor:
