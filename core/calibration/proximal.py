@@ -11,7 +11,7 @@ one more draw of that null, so that, for values v about as spread as normal ones
 
 has Student's law with m − 1 degrees of freedom; the test is one-sided. It cannot see what the
 operator removes, nor what noise hides at this sample size. MMD and sliced Wasserstein are not
-offered: on measured digits they mostly miss a Gaussian in place of the prior (docs/calibration.md
+offered: on measured digits they often miss a Gaussian in place of the prior (docs/calibration.md
 has the figures).
 
 Reference:
