@@ -45,7 +45,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "optim": ("OptimConfig", "Trainable", "frozen"),
     "part": ("BuildContext", "Part", "PartConfig"),
     "posterior": ("AmortizedPosterior",),
-    "prior": ("DiffusionPrior", "Prior"),
+    "prior": ("DiffusionPrior", "Prior", "expand"),
     "random": ("Streams", "derive_seed", "randn", "seeded"),
     "registry": ("Registry", "get_registry"),
     "solver": ("Solver",),
@@ -117,6 +117,7 @@ if TYPE_CHECKING:
     from .posterior import AmortizedPosterior as AmortizedPosterior
     from .prior import DiffusionPrior as DiffusionPrior
     from .prior import Prior as Prior
+    from .prior import expand as expand
     from .radiometry import intensity as intensity
     from .radiometry import needs_intensities as needs_intensities
     from .random import Streams as Streams

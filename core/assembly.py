@@ -147,10 +147,10 @@ class Assembly:
         """
         operator = build_operator(config.operator, space, registry)
         context = BuildContext(space, operator, factory=_factory(registry))
-        own = dict(config.method)
-        name = str(own.pop("name"))
-        method_class: Any = registry.load("method", name)
-        method_config = method_class.Config(**own)
+        name = str(config.method["name"])
+        method_class, method_config, context = _with_nested(
+            "method", config.method, context, registry
+        )
         _require(method_class, name, method_config, context)
         ok, reason = method_class.supports(operator)
         if not ok:
@@ -179,17 +179,23 @@ def _trainable(
 ) -> Part:
     if settings is None:
         raise UserError(f"the method needs a {kind}; name one with --{kind}")
+    cls, config, place = _with_nested(kind, settings, context, registry)
+    _require(cls, str(settings["name"]), config, place)
+    with seeded(derive_seed(seed, f"init.{kind}")):
+        part: Part = cls(config, place)
+    return part
+
+
+def _with_nested(
+    kind: str, settings: Mapping[str, Any], context: BuildContext, registry: Registry
+) -> tuple[Any, Any, BuildContext]:
+    """A part's class, its own configuration, and a context that configures the parts it makes."""
     flat = dict(settings)
-    name = str(flat.pop("name"))
-    cls: Any = registry.load(kind, name)
+    cls: Any = registry.load(kind, str(flat.pop("name")))
     nested = {
         field: registry.load(nested_kind, str(flat[field]))
         for field, nested_kind in cls.nested.items()
     }
     pieces = split_settings(cls, nested, flat)
     place = replace(context, nested={cls.nested[f]: pieces[f] for f in nested})
-    config = cls.Config(**pieces[""])
-    _require(cls, name, config, place)
-    with seeded(derive_seed(seed, f"init.{kind}")):
-        part: Part = cls(config, place)
-    return part
+    return cls, cls.Config(**pieces[""]), place

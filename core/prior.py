@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from .gaussian import Gaussian
 from .part import BuildContext, Part, PartConfig
 
-__all__ = ["DiffusionPrior", "Prior"]
+__all__ = ["DiffusionPrior", "Prior", "expand"]
 
 
 class Prior(Part, nn.Module, ABC):

@@ -1,4 +1,9 @@
-"""Contract of samplers that draw from p(x | y) with a prior and an operator, without a flow."""
+"""Contract of samplers that draw from p(x | y) with a prior and an operator, without a flow.
+
+What a sampler measures of a prior beforehand (how wrong its denoiser is at each noise level) is
+kept in buffers, so that it is saved and moved with the sampler, and `sample` itself changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .observation import Observation
 from .part import BuildContext, Part, PartConfig
@@ -15,7 +20,7 @@ from .prior import Prior
 __all__ = ["Solver"]
 
 
-class Solver(Part, ABC):
+class Solver(Part, nn.Module, ABC):
     """A posterior sampler, such as a guided reverse diffusion.
 
     Args:
@@ -26,7 +31,29 @@ class Solver(Part, ABC):
     kind: ClassVar[str] = "solver"
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
-        self.context = context
+        super().__init__()
+        self.space = context.space
+
+    @classmethod
+    def supports(cls, prior: Prior) -> tuple[bool, str]:
+        """Whether the solver can use that prior, else the reason why not."""
+        return True, ""
+
+    def calibrate(self, prior: Prior, images: Tensor, generator: torch.Generator) -> int:
+        """Measures what `sample` needs to know of the prior, once it has changed.
+
+        By default nothing is needed.
+
+        Args:
+            prior: the prior.
+            images: what the prior is a model of, with shape (N, C, *spatial): samples of it, or
+                the images that it was trained on.
+            generator: source of noise.
+
+        Returns:
+            The network evaluations that this took, over all images.
+        """
+        return 0
 
     @abstractmethod
     def sample(
@@ -41,7 +68,7 @@ class Solver(Part, ABC):
         """Draws n samples of p(x | y) for each observation.
 
         Args:
-            prior: the prior; a solver says in `compatible` which kinds it can use.
+            prior: the prior; see `supports`.
             observation: B measurements with their parameters and operator.
             n: samples per measurement.
             generator: source of noise.
@@ -50,4 +77,7 @@ class Solver(Part, ABC):
 
         Returns:
             Samples of shape (n, B, C, *spatial), and the network evaluations per sample, counted.
+
+        Raises:
+            UserError: prior or observation are outside what the solver can do.
         """

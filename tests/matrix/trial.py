@@ -26,8 +26,8 @@ from .cells import Cell
 __all__ = ["Outcome", "build", "make_config", "try_cell"]
 
 STEPS = 24
-PATIENCE = 3
-"""Times as many steps for a loss that has not fallen yet: count noise makes gradients wild."""
+PATIENCE = 10
+"""Times as many steps for a loss that has not fallen yet: counts, phases make gradients wild."""
 BATCH = 8
 
 

@@ -337,7 +337,6 @@ def test_masks_of_each_sample_leave_no_approximation_behind() -> None:
     assert torch.equal(fit_gaussian(observation, space, seeded()).mean, refined.mean)
 
 
-
 def test_exact_em_from_a_spectrum_that_falls_below_rounding() -> None:
     space = ImageSpace((1, 4, 4))
     observation = measured(some_gaussian(space), chain(space, plain(Mask, space)), 50)

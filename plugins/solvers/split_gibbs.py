@@ -1,0 +1,219 @@
+r"""Split Gibbs sampling with a diffusion prior: exact moves, annealed, with resampling.
+
+A move noises a sample and denoises it again, by a *draw* from p(x | z):
+
+.. math:: z = x + ρ ξ, \qquad x' ∼ p(x_0 | x_ρ = z)
+
+Both are exact halves of the joint density p(x) N(z; x, ρ²I), so the move leaves p(x) as it is, and
+needs nothing of the prior but its reverse diffusion from ρ. The likelihood enters the first half.
+
+*Linear with Gaussian noise.* With Σ the variance of the noise, the measurement's noise is split in
+two, y = A z + n', which leaves y independent of x given z. Then the first half becomes
+
+.. math:: z ∼ N\big(x + ρ^2 A^T Σ^{-1} (y - A x), \; ρ^2 (I - ρ^2 A^T Σ^{-1} A)\big)
+
+and p(x | y) is invariant *exactly*, for any prior, as long as ρ² ‖AᵀΣ⁻¹A‖ ≤ 1. No likelihood is
+approximated at any noise level. For pure denoising z is y itself.
+
+*Any other likelihood.* The first half drifts, z ∼ N(x + g(x), ρ²I) with g = ρ² ∇ log p(y | x), and
+the pair is accepted with probability min(1, a),
+
+.. math:: \log a = \log \frac{p(y | x')}{p(y | x)}
+          + \frac{2 (z - x')^T g(x') - ‖g(x')‖^2 - 2 (z - x)^T g(x) + ‖g(x)‖^2}{2 ρ^2}
+
+The unknown density of the prior has cancelled: a Metropolis rule for priors that can only denoise.
+
+*Annealing.* Moves with larger ρ leave p(x) p(y | x)^β invariant with β = ρ_*²/ρ², where ρ_* is the
+largest ρ that is legal for y itself. From the largest ρ to ρ_* the samples of a measurement are
+weighted by p(y | x)^{β' - β} and resampled when the weights have become uneven (a sequential Monte
+Carlo sampler), which puts the right number of them into modes that no small move connects.
+
+References:
+    | An Auxiliary Variable Method for Markov Chain Monte Carlo Algorithms in High Dimension
+    | (Marnissi et al., 2018)
+    | https://doi.org/10.3390/e20020110
+
+    | Split-and-Augmented Gibbs Sampler (Vono et al., 2019)
+    | https://arxiv.org/abs/1804.05809
+
+    | Principled Probabilistic Imaging using Diffusion Models as Plug-and-Play Priors
+    | (Wu et al., 2024)
+    | https://arxiv.org/abs/2405.18782
+
+    | Sequential Monte Carlo Samplers (Del Moral et al., 2006)
+    | https://doi.org/10.1111/j.1467-9868.2006.00553.x
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowdiff.core import (
+    BuildContext,
+    DiffusionPrior,
+    Observation,
+    PartConfig,
+    Prior,
+    Solver,
+    UserError,
+    expand,
+    randn,
+)
+
+from ._error_covariance import ErrorCovariance
+from ._information import Information
+from ._population import Population
+from ._reverse import draw_clean
+
+__all__ = ["SplitGibbs"]
+
+_SHARE = 0.9
+"""ρ_*² ‖AᵀΣ⁻¹A‖: near its limit 1, with room for the error of the estimated norm."""
+
+
+class SplitGibbs(Solver):
+    """Annealed split Gibbs sampling, for any operator with a likelihood."""
+
+    class Config(PartConfig):
+        """Settings of the solver."""
+
+        levels: int = Field(8, ge=1, description="moves on the way down to the legal noise level")
+        moves: int = Field(4, ge=1, description="moves after that, which leave p(x | y) invariant")
+        reverse_steps: int = Field(
+            4, ge=1, description="network evaluations of each move's reverse diffusion"
+        )
+        particles: int = Field(
+            8, ge=1, description="samples of a measurement that are weighted against each other"
+        )
+        calibration_images: int = Field(
+            512, ge=8, description="images that the denoiser's error is measured on, if by itself"
+        )
+
+    config: Config
+
+    def __init__(self, config: Config, context: BuildContext) -> None:
+        super().__init__(config, context)
+        self.config = config
+        self.errors = ErrorCovariance(context.space)
+        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
+
+    @classmethod
+    def supports(cls, prior: Prior) -> tuple[bool, str]:
+        if isinstance(prior, DiffusionPrior):
+            return True, ""
+        return False, "it needs a prior with a denoiser"
+
+    @torch.no_grad()
+    def calibrate(self, prior: Prior, images: Tensor, generator: torch.Generator) -> int:
+        """Measures the covariance of the denoiser's error at 20 noise levels."""
+        assert isinstance(prior, DiffusionPrior)
+        self.get_buffer("calibrated").fill_(True)
+        return self.errors.measure(prior, images, generator)
+
+    def _errors(self, prior: DiffusionPrior, generator: torch.Generator) -> ErrorCovariance:
+        """The measured ones; without any, those of the prior's own samples, for this call."""
+        if self.get_buffer("calibrated"):
+            return self.errors
+        own = ErrorCovariance(self.space).to(generator.device)
+        own.measure(prior, prior("sample", self.config.calibration_images, generator), generator)
+        return own
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prior: Prior,
+        observation: Observation,
+        n: int,
+        generator: torch.Generator,
+        init: Tensor | None = None,
+        sigma_start: float | None = None,
+    ) -> tuple[Tensor, int]:
+        """See `Solver.sample`; `particles` are drawn where n is less, and n of them returned.
+
+        Without `init` it starts from samples of the prior; `sigma_start` is by default twice the
+        standard deviation of the images, and the first ρ.
+        """
+        own = self.config
+        assert isinstance(prior, DiffusionPrior)
+        errors = self._errors(prior, generator)
+        count, batch = max(n, own.particles), len(observation)
+        repeated = observation.repeat(count)
+        start = 2 * float(errors.scale) if sigma_start is None else sigma_start
+        start = min(max(start, prior.sigma_min), prior.sigma_max)
+        nfe = 0
+        if init is None:
+            z = errors.centre + prior.sigma_max * randn(
+                (count * batch, *self.space.shape), generator, observation.y.device
+            )
+            level = z.new_full((len(z),), prior.sigma_max)
+            x = draw_clean(prior, errors, z, level, 4 * own.reverse_steps, generator)
+            nfe += 4 * own.reverse_steps
+        else:
+            pick = torch.arange(count, device=init.device) % len(init)
+            x = init[pick].flatten(0, 1)
+        information = Information(repeated)
+        legal = (_SHARE / information.norm(x, generator)).sqrt()
+        if bool((legal < prior.sigma_min).any()):
+            raise UserError(
+                f"solver split_gibbs: the measurement resolves {float(legal.min()):.3g}, below "
+                f"the prior's smallest noise level {prior.sigma_min:.3g}; train with "
+                f"prior.sigma_min={0.5 * float(legal.min()):.1g}"
+            )
+        population = Population(count, batch, x.device)
+        before = None
+        for rho in _ladder(legal, start, own.levels, own.moves):
+            beta = (legal / rho).square().clamp(max=1.0)
+            if before is not None and bool((beta > before).any()):
+                population.reweight((beta - before) * repeated.log_likelihood(x))
+                x = population.resample(x, generator)
+            before = beta
+            x = self._move(prior, errors, information, x, rho, beta, generator)
+            nfe += own.reverse_steps
+        x = population.resample(x, generator, at_least=1.0)
+        order = torch.randperm(count, generator=generator, device=generator.device)[:n]
+        return x.unflatten(0, (count, batch))[order.to(x.device)], nfe
+
+    def _move(
+        self,
+        prior: DiffusionPrior,
+        errors: ErrorCovariance,
+        information: Information,
+        x: Tensor,
+        rho: Tensor,
+        beta: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One move of every sample (N, C, *spatial) at ρ and β, each of shape (N,)."""
+        drift = expand(rho.square() * beta, x)
+        steps = self.config.reverse_steps
+        if information.quadratic:
+            noise = information.draw(rho.square() * beta, randn(x.shape, generator, x.device))
+            z = x + drift * information.gradient(x) + expand(rho, x) * noise
+            return draw_clean(prior, errors, z, rho, steps, generator)
+        here = drift * information.gradient(x)
+        z = x + here + expand(rho, x) * randn(x.shape, generator, x.device)
+        proposed = draw_clean(prior, errors, z, rho, steps, generator)
+        there = drift * information.gradient(proposed)
+        path = _dot(2 * (z - proposed) - there, there) - _dot(2 * (z - x) - here, here)
+        gain = information.log_likelihood(proposed) - information.log_likelihood(x)
+        log_accept = beta * gain + path / (2 * rho.square())
+        u = torch.rand(len(x), generator=generator, device=generator.device).to(x.device)
+        # A proposal outside the likelihood's domain has no density, and is refused.
+        accepted = u.log() < log_accept.nan_to_num(nan=-math.inf)
+        return torch.where(expand(accepted, x), proposed, x)
+
+
+def _ladder(legal: Tensor, start: float, levels: int, moves: int) -> list[Tensor]:
+    """ρ of every move, each of shape (N,): geometric from `start` to the legal one, then that."""
+    top = legal.clamp(min=start)
+    down = [top * (legal / top) ** (k / levels) for k in range(levels)]
+    return [*down, *[legal] * moves]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each pair, with shape (N,)."""
+    return (a * b).flatten(1).sum(1)
