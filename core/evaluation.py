@@ -27,7 +27,7 @@ from .space import ImageSpace
 from .statistics import decibels, difference, mean_interval, psnr, rank_coverage, ssim
 from .wiener import AffineMap, Wiener, flatten_real
 
-__all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll"]
+__all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll", "whitened_residual"]
 
 ELBO_DRAWS = 8
 """Posterior samples per measurement behind the negative ELBO, each with one noise level."""
@@ -387,7 +387,7 @@ def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, An
     }
     for name, drawn in (("posterior", samples), ("gaussian_fit", untrained)):
         values = torch.stack(
-            [_residual(work.heldout, x.to(work.heldout.y.device)) for x in drawn]
+            [whitened_residual(work.heldout, x.to(work.heldout.y.device)) for x in drawn]
         ).mean(0)
         found[name] = mean_interval(
             values, work.stream("bootstrap"), work.session.config.eval.bootstrap
@@ -395,7 +395,8 @@ def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, An
     return found
 
 
-def _residual(observation: Observation, x: Tensor) -> Tensor:
+def whitened_residual(observation: Observation, x: Tensor) -> Tensor:
+    """(y − E[y | x])² over its variance, averaged over observed entries, with shape (B,)."""
     operator, params = observation.operator, observation.params
     error = flatten_real(observation.y - operator.expected(x, params)).square()
     variance = operator.noise_variance(x, params).expand_as(

@@ -46,8 +46,8 @@ class Solver(Part, nn.Module, ABC):
 
         Args:
             prior: the prior.
-            images: what the prior is a model of, with shape (N, C, *spatial): samples of it, or
-                the images that it was trained on.
+            images: samples of the prior, with shape (N, C, *spatial); the images that it was
+                trained on would make it look better than it is.
             generator: source of noise.
 
         Returns:

@@ -48,6 +48,8 @@ from flowdiff.core import (
     frozen,
 )
 
+from ._elbo import negative_elbo
+
 __all__ = ["FlowDiff"]
 
 
@@ -216,11 +218,4 @@ class FlowDiff(Method):
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
     ) -> Tensor:
-        assert ctx.prior is not None and ctx.posterior is not None
-        with torch.no_grad():
-            x, log_q = ctx.posterior("rsample", observation, n, generator)
-            total = log_q.mean(0)
-            for draw in x:
-                bound = ctx.prior("nll_bound", draw, generator, 1)
-                total = total + (bound - observation.log_likelihood(draw)) / n
-        return total
+        return negative_elbo(ctx, observation, n, generator)

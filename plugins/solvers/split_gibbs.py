@@ -71,6 +71,8 @@ from ._reverse import draw_clean
 
 __all__ = ["SplitGibbs"]
 
+_PROBES = 2
+"""Power iterations for each norm: one may start almost at right angles to what it looks for."""
 _SHARE = 0.9
 """ρ_*² ‖AᵀΣ⁻¹A‖: near its limit 1, with room for the error of the estimated norm."""
 
@@ -81,13 +83,15 @@ class SplitGibbs(Solver):
     class Config(PartConfig):
         """Settings of the solver."""
 
-        levels: int = Field(8, ge=1, description="moves on the way down to the legal noise level")
+        cooling: float = Field(
+            0.7, gt=0, lt=1, description="factor of ρ from one move to the next, on the way down"
+        )
         moves: int = Field(4, ge=1, description="moves after that, which leave p(x | y) invariant")
         reverse_steps: int = Field(
             4, ge=1, description="network evaluations of each move's reverse diffusion"
         )
         particles: int = Field(
-            8, ge=1, description="samples of a measurement that are weighted against each other"
+            2, ge=1, description="samples of a measurement that are weighted against each other"
         )
         calibration_images: int = Field(
             512, ge=8, description="images that the denoiser's error is measured on, if by itself"
@@ -156,7 +160,7 @@ class SplitGibbs(Solver):
             pick = torch.arange(count, device=init.device) % len(init)
             x = init[pick].flatten(0, 1)
         information = Information(repeated)
-        legal = (_SHARE / information.norm(x, generator)).sqrt()
+        legal = _legal(observation, x, generator).repeat(count).clamp(max=prior.sigma_max)
         if bool((legal < prior.sigma_min).any()):
             raise UserError(
                 f"solver split_gibbs: the measurement resolves {float(legal.min()):.3g}, below "
@@ -165,7 +169,7 @@ class SplitGibbs(Solver):
             )
         population = Population(count, batch, x.device)
         before = None
-        for rho in _ladder(legal, start, own.levels, own.moves):
+        for rho in _ladder(legal, start, own.cooling, own.moves):
             beta = (legal / rho).square().clamp(max=1.0)
             if before is not None and bool((beta > before).any()):
                 population.reweight((beta - before) * repeated.log_likelihood(x))
@@ -207,9 +211,19 @@ class SplitGibbs(Solver):
         return torch.where(expand(accepted, x), proposed, x)
 
 
-def _ladder(legal: Tensor, start: float, levels: int, moves: int) -> list[Tensor]:
+def _legal(observation: Observation, x: Tensor, generator: torch.Generator) -> Tensor:
+    """ρ_* of each of B measurements, with shape (B,), from samples x of shape (n·B, …)."""
+    batch = len(observation)
+    probed = x[torch.arange(_PROBES * batch, device=x.device) % len(x)]
+    norm = Information(observation.repeat(_PROBES)).norm(probed, generator)
+    return (_SHARE / norm.unflatten(0, (_PROBES, batch)).amax(0)).sqrt()
+
+
+def _ladder(legal: Tensor, start: float, cooling: float, moves: int) -> list[Tensor]:
     """ρ of every move, each of shape (N,): geometric from `start` to the legal one, then that."""
     top = legal.clamp(min=start)
+    longest = float((top / legal).log().max()) / -math.log(cooling)
+    levels = math.ceil(longest - 1e-6)
     down = [top * (legal / top) ** (k / levels) for k in range(levels)]
     return [*down, *[legal] * moves]
 

@@ -52,7 +52,7 @@ def session(method: str, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Sess
     return Session.build(config, get_registry())
 
 
-@pytest.mark.parametrize("method", ["flowdiff", "naive", "gaussian_fit", "oracle"])
+@pytest.mark.parametrize("method", ["flowdiff", "amortized_em", "naive", "gaussian_fit", "oracle"])
 def test_only_the_oracle_gets_clean_images(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor that a method can reach from its context, or is given, is a clean image."""
     live = session(method, monkeypatch)
@@ -103,7 +103,7 @@ def _shares(t: Tensor, clean: Tensor) -> bool:
     return bool((distance < 1e-3).any())
 
 
-@pytest.mark.parametrize("method", ["flowdiff", "oracle", "naive"])
+@pytest.mark.parametrize("method", ["flowdiff", "amortized_em", "oracle", "naive"])
 def test_two_steps(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     live = session(method, monkeypatch)
     for _ in range(2):
@@ -116,10 +116,9 @@ def test_two_steps(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
         x = live.method.sample(3, live.context, seeded(), steps=3)
     assert x.shape == (3, 1, 8, 8)
     assert torch.isfinite(x).all()
-    assert (
-        live.method.negative_elbo(live.context.observations[:2], 2, live.context, seeded()) is None
-        or method == "flowdiff"
-    )
+    assert live.method.negative_elbo(
+        live.context.observations[:2], 2, live.context, seeded()
+    ) is None or method in ("flowdiff", "amortized_em")
 
 
 def _context(operator: Any, gaussian: Gaussian, clean: Tensor | None, y: Any) -> RunContext:

@@ -1,0 +1,268 @@
+r"""Amortized EM: a diffusion prior learned by EM, and a flow that learns the E-step by heart.
+
+Monte Carlo EM for p_θ(x) from measurements y ~ p(y | x, ω) alone, in small steps:
+
+*E.* The samples x of some measurements are moved by a solver that leaves p_θ(x | y) invariant.
+They begin at the last samples of the same measurements, a Markov chain for each that follows θ
+(``start=chain``), or at the flow's own, noised to an intermediate level (``start=flow``). Either
+way few network evaluations suffice; with a chain nothing that is wrong with the flow enters.
+
+*M.* Denoising score matching of the prior on the samples of *all* measurements. Only a batch of
+them is renewed at a time, so nothing is ever restarted, and θ moves slowly against them
+(stochastic approximation). Where E and M agree, the likelihood of the measurements is stationary.
+
+*Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
+the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
+another datum. It so meets more measurements than there are data and cannot learn them by heart.
+
+The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
+and the first samples are those of its posterior. No clean image and no second noise of a datum
+enters.
+
+References:
+    | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024)
+    | https://arxiv.org/abs/2405.13712
+
+    | Convergence of a Stochastic Approximation Version of the EM Algorithm (Delyon et al., 1999)
+    | https://doi.org/10.1214/aos/1018031103
+
+    | Integrating Amortized Inference with Diffusion Models for Learning Clean Distribution from
+    | Corrupted Images (Wang et al., 2024)
+    | https://arxiv.org/abs/2407.11162
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowdiff.core import (
+    Batch,
+    Method,
+    MethodState,
+    Observation,
+    OptimConfig,
+    PartConfig,
+    Roles,
+    RunContext,
+    Solver,
+    Trainable,
+    UserError,
+    Wiener,
+    frozen,
+)
+
+from ._elbo import negative_elbo
+
+__all__ = ["AmortizedEM"]
+
+_CALIBRATED_ON = 512
+"""Samples of the prior that the solver measures the denoiser on."""
+
+
+class AmortizedEM(Method):
+    """Stochastic EM with a diffusion posterior, and a flow by forward KL beside it."""
+
+    class Config(PartConfig):
+        """Settings ``method.*``; those of the solver stand beside them."""
+
+        solver: str = Field("split_gibbs", description="sampler of the E-step, a registered name")
+        chains: int = Field(2, ge=1, description="samples kept of every measurement")
+        start: Literal["chain", "flow"] = Field(
+            "chain", description="where the E-step begins: the last samples, or the flow's own"
+        )
+        warm_start: float = Field(
+            0.0,
+            ge=0,
+            description="noise level that the E-step begins at, in standard deviations of the "
+            "fitted Gaussian; 0 for moves that leave the posterior invariant only",
+        )
+        lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
+        lr_posterior: float = Field(1e-3, gt=0, description="peak learning rate of the posterior")
+        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
+        clip_posterior: float = Field(
+            50.0, gt=0, description="gradient norm limit of the posterior (its loss is in nats)"
+        )
+        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
+        final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rates")
+        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
+        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
+        prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
+        prior_batch: int = Field(192, ge=1, description="samples per θ-step")
+        posterior_steps: int = Field(3, ge=1, description="φ-steps after each E-step of a batch")
+        posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
+        rehearsal: float = Field(
+            0.5, ge=0, le=1, description="share of simulated pairs in the φ-step"
+        )
+        reverse_kl: float = Field(
+            0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
+        )
+        calibrate_every: int = Field(
+            50, ge=1, description="steps between two calibrations of the solver"
+        )
+
+    roles = Roles(prior=True, posterior=True, density=True)
+    artifacts = frozenset({"sample", "restore"})
+    nested = {"solver": "solver"}
+    config: Config
+
+    def setup(self, ctx: RunContext) -> None:
+        assert ctx.prior is not None and ctx.posterior is not None
+        own = self.config
+        self.solver: Solver = ctx.make("solver", own.solver).to(ctx.device)
+        ok, reason = self.solver.supports(ctx.prior)
+        if not ok:
+            raise UserError(f"method amortized_em: solver {own.solver} cannot be used: {reason}")
+        ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
+        ctx.posterior.initialise(
+            ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
+        )
+        self._samples = self._first_samples(ctx)
+        self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
+        self.trainables = {
+            "prior": Trainable(
+                ctx.prior,
+                self._optim(own.lr_prior, own.clip_prior),
+                ctx.total_steps * own.prior_steps,
+            ),
+            "posterior": Trainable(
+                ctx.posterior,
+                self._optim(own.lr_posterior, own.clip_posterior),
+                ctx.total_steps * own.posterior_steps,
+            ),
+        }
+
+    def _optim(self, lr: float, clip: float) -> OptimConfig:
+        own = self.config
+        return OptimConfig(
+            lr=lr,
+            clip=clip,
+            warmup=own.warmup,
+            final_lr=own.final_lr,
+            ema=own.ema,
+            beta2=own.beta2,
+        )
+
+    @torch.no_grad()
+    def _first_samples(self, ctx: RunContext) -> Tensor:
+        """Posterior samples of the fitted Gaussian, with shape (chains, N, C, *spatial)."""
+        wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
+        wiener.update(ctx.observations.params)
+        generator = ctx.streams.fresh("init.samples")
+        shape = (self.config.chains, len(ctx.observations), *ctx.space.shape)
+        found = torch.zeros(shape, device=ctx.device)
+        for first in range(0, len(ctx.observations), 256):
+            chosen = slice(first, first + 256)
+            some = wiener(ctx.observations[chosen])
+            found[:, chosen] = some.sample(self.config.chains, generator)
+        return found
+
+    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
+        assert ctx.prior is not None and ctx.posterior is not None
+        data, nfe = self._expectation(batch, ctx)
+        ctx.prior.train()
+        for _ in range(self.config.prior_steps):
+            images = self._recall(self.config.prior_batch, ctx)[0]
+            denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
+            prior_norm = self.trainables["prior"].update(denoising)
+        ctx.prior.eval()
+        for _ in range(self.config.posterior_steps):
+            forward, posterior_norm = self._amortize(batch, ctx)
+        return {
+            "loss": forward,
+            "data": data,
+            "denoising": float(denoising.detach()),
+            "nfe": nfe,
+            "grad_posterior": posterior_norm,
+            "grad_prior": prior_norm,
+        }
+
+    def _expectation(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
+        """Renews the samples of the batch; −log p(y | x) of them, and evaluations per sample."""
+        assert ctx.prior is not None and ctx.posterior is not None
+        own, generator = self.config, ctx.streams.get("expectation")
+        count = len(batch.index)
+        with torch.no_grad(), self.serving():
+            if ctx.step % own.calibrate_every == 0:
+                calibration = ctx.streams.get("calibration")
+                # The prior's own samples: on those that it was trained on its error is smaller,
+                # and every lap would lose some variance.
+                images = ctx.prior("sample", _CALIBRATED_ON, calibration)
+                self.solver.calibrate(ctx.prior, images, calibration)
+            if own.start == "flow":
+                begin = ctx.posterior("sample", batch.observation, own.chains, generator)
+            else:
+                begin = self._samples[:, batch.index]
+            drawn, nfe = self.solver.sample(
+                ctx.prior, batch.observation, own.chains, generator, begin, self._sigma
+            )
+            self._samples[:, batch.index] = drawn
+            likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
+        return -float(likelihood.sum()) / (own.chains * count), float(nfe)
+
+    def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
+        """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""
+        assert ctx.prior is not None and ctx.posterior is not None
+        own = self.config
+        images, index = self._recall(own.posterior_batch, ctx)
+        observation = self._with_rehearsal(images, ctx.observations[index], ctx)
+        forward = -ctx.posterior("log_prob", images, observation).mean()
+        loss = forward
+        if own.reverse_kl > 0:
+            with frozen(ctx.prior):
+                generator = ctx.streams.get("reverse")
+                x, log_q = ctx.posterior("rsample", batch.observation, 1, generator)
+                bound = ctx.prior("nll_bound", x[0], generator, 1)
+                reverse = log_q[0] + bound - batch.observation.log_likelihood(x[0])
+                loss = loss + own.reverse_kl * reverse.mean()
+        norm = self.trainables["posterior"].update(loss)
+        return float(forward.detach()), norm
+
+    def _with_rehearsal(
+        self, images: Tensor, observation: Observation, ctx: RunContext
+    ) -> Observation:
+        """The observation, with simulated measurements of the images in its last entries.
+
+        They are of samples, never of a datum's clean image, under operators of the data.
+        """
+        real = len(images) - round(self.config.rehearsal * len(images))
+        params = {key: value[real:] for key, value in observation.params.items()}
+        generator = ctx.streams.get("rehearsal")
+        simulated = ctx.operator.measure(images[real:], params, generator)
+        return replace(observation, y=torch.cat([observation.y[:real], simulated]))
+
+    def _recall(self, count: int, ctx: RunContext) -> tuple[Tensor, Tensor]:
+        """Random samples (count, C, *spatial), and their measurements' positions (count,)."""
+        generator = ctx.streams.get("buffer")
+        chains, total = self._samples.shape[:2]
+        picked = torch.randint(
+            chains * total, (count,), generator=generator, device=generator.device
+        ).to(self._samples.device)
+        return self._samples.flatten(0, 1)[picked], picked % total
+
+    def state(self) -> MethodState:
+        """Adds the samples of all measurements, and what the solver has measured."""
+        state = super().state()
+        state.tensors["samples"] = self._samples
+        state.tensors |= {f"solver/{k}": v for k, v in self.solver.state_dict().items()}
+        return state
+
+    def load_state(self, state: MethodState) -> None:
+        super().load_state(state)
+        self._samples = state.tensors["samples"].to(self._samples.device).clone()
+        self.solver.load_state_dict(
+            {
+                k.removeprefix("solver/"): v
+                for k, v in state.tensors.items()
+                if k.startswith("solver/")
+            }
+        )
+
+    def negative_elbo(
+        self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
+    ) -> Tensor:
+        return negative_elbo(ctx, observation, n, generator)
