@@ -106,17 +106,22 @@ class ErrorCovariance(nn.Module):
         k, w = int(below), float(weight)
         return sigma**2 * ((1 - w) * self.ratio[k] + w * self.ratio[k + 1])
 
+    def apply(self, sigma: float, x: Tensor) -> Tensor:
+        """C(σ) x, with the shape of x (N, C, *spatial)."""
+        c, own = self._analyse(x), self.at(sigma).to(x.dtype)
+        return self._synthesise(c @ own if self.whole else c * own)
+
     def draw(self, sigma: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws from N(0, C(σ)), with shape (N, C, *spatial), for σ of shape (N,)."""
+        """Draws from N(0, C(σ)), of shape (N, C, *spatial), for σ of shape (N,); in σ's dtype."""
         below, weight = self._between(sigma.log())
         root = weight[:, None]
-        drawn = torch.zeros(len(sigma), self.space.dimension, device=sigma.device)
+        drawn = sigma.new_zeros(len(sigma), self.space.dimension)
         # The covariance between two levels is a mean of theirs, so its draw a sum of two draws.
         for offset, share in ((0, (1 - root).sqrt()), (1, root.sqrt())):
-            z = share * randn(drawn.shape, generator, drawn.device)
+            z = share * randn(drawn.shape, generator, drawn.device, drawn.dtype)
             for k in below.unique().tolist():
                 chosen = below == k
-                factor = self.factor[k + offset]
+                factor = self.factor[k + offset].to(drawn.dtype)
                 drawn[chosen] += z[chosen] @ factor if self.whole else z[chosen] * factor
         return self._synthesise(sigma[:, None] * drawn)
 

@@ -64,6 +64,30 @@ class Information:
             (slope,) = torch.autograd.grad(total, point)
         return slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
+    def residual(self, x: Tensor) -> Tensor:
+        """Σ^-½ (y − A(x)), with the shape of y, 0 where nothing is observed; linear ones only."""
+        operator, params = self.observation.operator, self.observation.params
+        missed = self.observation.y - operator(x, params)
+        return torch.where(self._weight > 0, self._weight.sqrt() * missed, 0.0)
+
+    def seen(self, u: Tensor) -> Tensor:
+        """Σ^-½ A u, with the shape of y, of the linear part; for linear operators only."""
+        operator, params = self.observation.operator, self.observation.params
+        return self._weight.sqrt() * (operator(u, params) - self._offset)
+
+    def back(self, v: Tensor) -> Tensor:
+        """Aᵀ Σ^-½ v, with the shape of x: the adjoint of `seen`."""
+        operator, params = self.observation.operator, self.observation.params
+        return operator.adjoint(self._weight.sqrt() * v, params)
+
+    def white(self, generator: torch.Generator) -> Tensor:
+        """White noise in the place of Σ^-½ n: shape of y, variance 1 of each real component."""
+        y = self.observation.y
+        drawn = randn(torch.view_as_real(y).shape if y.is_complex() else y.shape, generator)
+        drawn = drawn.to(y.device, y.real.dtype)
+        white = torch.view_as_complex(drawn) if y.is_complex() else drawn
+        return torch.where(self._weight > 0, white, 0.0)
+
     def curve(self, u: Tensor) -> Tensor:
         """H u = AᵀΣ⁻¹A u, with the shape of u; for a quadratic log-likelihood only."""
         operator, params = self.observation.operator, self.observation.params

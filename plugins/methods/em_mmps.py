@@ -1,0 +1,221 @@
+r"""Expectation maximisation with a diffusion prior and a sampler: the reference without a flow.
+
+Laps k = 0, 1, … of
+
+.. math::
+
+    E: \quad x_i ∼ p_{θ_k}(x | y_i), \quad \text{one for each measurement}, \qquad
+    M: \quad θ_{k+1} = \arg\min_θ \; E_{i, σ, n} \; λ(σ) \, ‖D_θ(x_i + σ n, σ) - x_i‖^2
+
+The E-step is a solver's, and lap 0 starts at the posterior of the Gaussian that was fitted to the
+measurements. The M-step goes on from the averaged weights that sampled, with a new optimizer and a
+new schedule. Whatever share of the variance the solver loses, it loses again in every lap: what is
+drawn must be a draw, see docs/samplers.md.
+
+Each datum is used as it was measured, once. Nothing is amortised, so a restored image costs the
+solver's evaluations.
+
+References:
+    | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024)
+    | https://arxiv.org/abs/2405.13712
+
+    | A Monte Carlo Implementation of the EM Algorithm (Wei and Tanner, 1990)
+    | https://doi.org/10.1080/01621459.1990.10474930
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowdiff.core import (
+    Batch,
+    BuildContext,
+    Method,
+    MethodState,
+    Observation,
+    OptimConfig,
+    PartConfig,
+    Roles,
+    RunContext,
+    Solver,
+    Trainable,
+    UserError,
+    Wiener,
+    flatten_real,
+    observed_precision,
+)
+
+__all__ = ["EMMMPS"]
+
+_CHUNK = 256
+"""Measurements that are sampled at a time."""
+
+
+class EMMMPS(Method):
+    """Monte-Carlo EM: a solver's posterior samples, and denoising score matching on them."""
+
+    class Config(PartConfig):
+        """Settings ``method.*``; those of the solver are written beside them."""
+
+        solver: str = Field("mmps", description="the sampler of the E-step and of restoration")
+        lap_steps: int = Field(250, ge=1, description="steps of a lap: updates of its M-step")
+        lr_prior: float = Field(1e-3, gt=0, description="peak learning rate, in every lap")
+        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
+        warmup: int = Field(50, ge=0, description="updates of linear warm-up, in every lap")
+        final_lr: float = Field(
+            0.05, ge=0, le=1, description="final fraction of the peak rate, at a lap's end"
+        )
+        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
+        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
+        prior_batch: int = Field(192, ge=1, description="posterior samples per update")
+        error_images: int = Field(
+            1024, ge=8, description="posterior samples that a solver is calibrated on, per lap"
+        )
+
+    roles = Roles(prior=True)
+    artifacts = frozenset({"sample", "restore"})
+    nested = {"solver": "solver"}
+    config: Config
+
+    @classmethod
+    def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
+        """What the solver refuses, the method refuses."""
+        try:
+            context.make("solver", config.solver)
+        except UserError as error:
+            return False, str(error)
+        return True, ""
+
+    def setup(self, ctx: RunContext) -> None:
+        """See `Method.setup`.
+
+        Raises:
+            UserError: the solver cannot use the prior.
+        """
+        assert ctx.prior is not None
+        ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
+        self._solver: Solver = ctx.make("solver", self.config.solver).to(ctx.device)
+        fits, reason = self._solver.supports(ctx.prior)
+        if not fits:
+            raise UserError(f"solver {self.config.solver} cannot use this prior: {reason}")
+        self._samples = torch.zeros(len(ctx.observations), *ctx.space.shape, device=ctx.device)
+        self._figures = {"lap": 0.0, "chi2": 0.0, "nfe": 0.0}
+        self.trainables = {"prior": self._trainable(ctx)}
+
+    def _trainable(self, ctx: RunContext) -> Trainable:
+        own = self.config
+        assert ctx.prior is not None
+        optim = OptimConfig(
+            lr=own.lr_prior,
+            clip=own.clip_prior,
+            warmup=own.warmup,
+            final_lr=own.final_lr,
+            ema=own.ema,
+            beta2=own.beta2,
+        )
+        return Trainable(ctx.prior, optim, own.lap_steps)
+
+    def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
+        """One update of the M-step, after the E-step where a lap begins.
+
+        `batch` is not used: an E-step sees all measurements.
+        """
+        assert ctx.prior is not None
+        lap, done = divmod(ctx.step, self.config.lap_steps)
+        if done == 0:
+            self._sample_all(lap, ctx)
+            self._restart(ctx)
+        generator = ctx.streams.get("buffer")
+        index = torch.randint(
+            len(self._samples),
+            (self.config.prior_batch,),
+            generator=generator,
+            device=generator.device,
+        )
+        ctx.prior.train()
+        images = self._samples[index.to(ctx.device)]
+        denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
+        norm = self.trainables["prior"].update(denoising)
+        ctx.prior.eval()
+        if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
+            # Here and not before sampling, so that a finished run restores with the last errors.
+            with self.serving():
+                some = self._samples[: self.config.error_images]
+                self._solver.calibrate(ctx.prior, some, ctx.streams.get("calibration"))
+        loss = float(denoising.detach())
+        return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
+
+    @torch.no_grad()
+    def _sample_all(self, lap: int, ctx: RunContext) -> None:
+        """The E-step: one posterior sample of each measurement, (N, C, *spatial)."""
+        generator = ctx.streams.get("posterior")
+        nfe = 0
+        if lap == 0:
+            wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
+            wiener.update(ctx.observations.params)
+        drawn = []
+        misfit, entries = 0.0, 0.0
+        with self.serving():
+            for first in range(0, len(ctx.observations), _CHUNK):
+                observation = ctx.observations[first : first + _CHUNK]
+                if lap == 0:
+                    x = wiener(observation).sample(1, generator)
+                else:
+                    x, nfe = self._solver.sample(ctx.prior, observation, 1, generator)
+                drawn.append(x[0])
+                square, count = _misfit(observation, x[0])
+                misfit, entries = misfit + square, entries + count
+        self._samples = torch.cat(drawn)
+        self._figures = {"lap": float(lap), "chi2": misfit / max(entries, 1.0), "nfe": float(nfe)}
+
+    @torch.no_grad()
+    def _restart(self, ctx: RunContext) -> None:
+        """A new optimizer and schedule, from the averaged weights that have sampled."""
+        assert ctx.prior is not None
+        average = self.trainables["prior"].average
+        for name, parameter in ctx.prior.named_parameters():
+            if name in average:
+                parameter.copy_(average[name])
+        self.trainables["prior"] = self._trainable(ctx)
+
+    def state(self) -> MethodState:
+        """Adds the posterior samples, what the solver has measured, and the last lap's figures."""
+        state = super().state()
+        state.tensors["samples"] = self._samples
+        state.tensors |= {f"solver/{k}": v for k, v in self._solver.state_dict().items()}
+        state.json |= self._figures
+        return state
+
+    def load_state(self, state: MethodState) -> None:
+        super().load_state(state)
+        self._samples = state.tensors["samples"].to(self._samples.device)
+        self._figures = {name: float(state.json[name]) for name in self._figures}
+        prefix = "solver/"
+        self._solver.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
+        )
+
+    def restore(
+        self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
+    ) -> Tensor:
+        """By the solver: many network evaluations for each sample."""
+        assert ctx.prior is not None
+        drawn = [
+            self._solver.sample(ctx.prior, observation[i : i + _CHUNK], n, generator)[0]
+            for i in range(0, len(observation), _CHUNK)
+        ]
+        return torch.cat(drawn, dim=1)
+
+
+def _misfit(observation: Observation, x: Tensor) -> tuple[float, float]:
+    """Σ (y − E[y|x])²/Var[y|x] over what was observed, and how many entries that are."""
+    operator, params, count = observation.operator, observation.params, len(observation)
+    error = flatten_real(observation.y - operator.expected(x, params)).double()
+    variance = operator.noise_variance(x, params)
+    precision = observed_precision(operator, count, params, variance)
+    seen = precision > 0
+    return float(torch.where(seen, error.square() * precision, 0.0).sum()), float(seen.sum())
