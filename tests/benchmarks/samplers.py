@@ -1,6 +1,6 @@
 """How near is each solver to the exact posterior, at which price? The table of docs/samplers.md.
 
-    python -m tests.benchmarks.samplers [--problems digits-mask …] [--measurements 32] [--draws 128]
+    python -m tests.benchmarks.samplers [--problems digits-mask …] [--draws 128]
 
 Every prior is given with its exact denoiser, so that what is left is the solver's own error. The
 problems are a Gaussian in 16 dimensions, the octagon, and a mixture that looks like digits: 150 of
@@ -16,6 +16,7 @@ core.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,10 @@ from torch import Tensor
 from flowdiff.core import (
     BuildContext,
     DiffusionPrior,
-    ForwardOperator,
     Gaussian,
     ImageSpace,
     Observation,
     PartConfig,
-    Solver,
     get_registry,
 )
 from flowdiff.core.agreement import energy_distance
@@ -104,10 +103,11 @@ def digits_mixture() -> GaussianMixture:
 
 @dataclass(frozen=True)
 class Problem:
-    """A prior, and the chain of the operator that measures it."""
+    """A prior, the chain of the operator that measures it, and how many measurements."""
 
     prior: str
     chain: list[dict[str, Any]]
+    measurements: int = 32
 
 
 def _noise(sigma: float) -> dict[str, Any]:
@@ -124,24 +124,27 @@ def _chains(noise: float) -> dict[str, list[dict[str, Any]]]:
 
 PROBLEMS: dict[str, Problem] = {
     **{f"gaussian-{name}": Problem("gaussian", chain) for name, chain in _chains(0.3).items()},
-    "octagon-denoise": Problem("octagon", [_noise(0.4)]),
-    "octagon-matrix": Problem("octagon", [{"name": "matrix", "rows": 1}, _noise(0.3)]),
+    "octagon-denoise": Problem("octagon", [_noise(0.4)], 256),
+    "octagon-matrix": Problem("octagon", [{"name": "matrix", "rows": 1}, _noise(0.3)], 256),
     **{f"digits-{name}": Problem("digits", chain) for name, chain in _chains(0.5).items()},
 }
 
-_MMPS = "mmps"
+_JACOBIAN = {"covariance": "jacobian", "draw": False}
+_PLUGGED = {"covariance": "measured", "draw": False}
+_DRAWN = {"covariance": "measured", "draw": True}
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{
-        f"mmps plug-in, Jacobian, {k} steps": (_MMPS, {"steps": k, "covariance": "jacobian"})
+        f"mmps, Jacobian plugged in, {k} steps": ("mmps", {"steps": k, **_JACOBIAN})
         for k in (16, 32, 100)
     },
     **{
-        f"mmps plug-in, measured, {k} steps": (_MMPS, {"steps": k, "draw": False})
+        f"mmps, measured plugged in, {k} steps": ("mmps", {"steps": k, **_PLUGGED})
         for k in (16, 32, 100)
     },
-    **{f"mmps drawn, measured, {k} steps": (_MMPS, {"steps": k}) for k in (8, 16, 32)},
-    "split_gibbs": ("split_gibbs", {}),
+    **{f"mmps, measured drawn, {k} steps": ("mmps", {"steps": k, **_DRAWN}) for k in (8, 16, 32)},
     "split_gibbs, particles=1": ("split_gibbs", {"particles": 1}),
+    "split_gibbs": ("split_gibbs", {}),
+    "split_gibbs, particles=32": ("split_gibbs", {"particles": 32}),
 }
 """Name of the solver and its settings by the title of its row."""
 
@@ -184,7 +187,7 @@ def judge(x: Tensor, exact: GaussianMixture, truth: Tensor) -> Figures:
 
 
 def drawn(
-    solver: Solver,
+    solver: Any,
     prior: MixturePrior,
     observation: Observation,
     n: int,
@@ -192,54 +195,70 @@ def drawn(
 ) -> tuple[Tensor, int]:
     """n samples (n, B, …) in groups as large as the solver's own `particles`.
 
-    All n of a measurement in one population would be weighted against each other.
+    With n in one population all of them would be weighted against each other.
+
+    Args:
+        solver: a solver.
+        prior: the prior.
+        observation: B measurements.
+        n: samples of each.
+        generator: source of noise.
     """
-    group = getattr(solver.config, "particles", n)  # type: ignore[attr-defined]
+    group = getattr(solver.config, "particles", n)
     x, nfe = solver.sample(prior, observation.repeat(n // group), group, generator)
     return x.unflatten(1, (n // group, len(observation))).flatten(0, 1), nfe
 
 
-def row(title: str, nfe: int, found: Figures, seconds: float) -> str:
-    """A line of the table."""
-    figures = f"{found.variance:.3f} | {found.bias:.3f} | {found.energy:.2f} | {seconds:.1f}"
-    return f"| {title} | {nfe} | {figures} |"
-
-
-def compare(name: str, measurements: int, n: int) -> None:
-    """Prints the table of one problem."""
+def compare(name: str, n: int) -> dict[str, tuple[int, Figures]]:
+    """Evaluations and figures of every solver on one problem, by the title of its row."""
     problem = PROBLEMS[name]
     prior = prior_of(problem.prior)
-    operator: ForwardOperator = build_operator(problem.chain, prior.space, get_registry())
+    operator = build_operator(problem.chain, prior.space, get_registry())
     generator = torch.Generator().manual_seed(0)
-    observation = operator.observe(prior.sample(measurements, generator), generator)
+    observation = operator.observe(prior.sample(problem.measurements, generator), generator)
     exact = prior.mixture.posterior(observation)
     assert exact is not None
     truth, second = exact.sample(n, generator), exact.sample(n, generator)
-    print(f"\n{name}: {measurements} measurements, {n} samples each\n")
-    print("| solver | evaluations | variance ratio | bias | energy distance ×1000 | seconds |")
-    print("|---|---|---|---|---|---|")
-    print(row("exact", 0, judge(second, exact, truth), 0.0))
+    found = {"exact": (0, judge(second, exact, truth))}
     images = prior.sample(2000, generator)
     context = BuildContext(prior.space, operator)
     for title, (kind, settings) in SOLVERS.items():
         cls: Any = get_registry().load("solver", kind)
         solver = cls(cls.Config(**settings), context)
+        generator.manual_seed(1)  # a row does not depend on those before it
         solver.calibrate(prior, images, generator)
         since = time.monotonic()
         x, nfe = drawn(solver, prior, observation, n, generator)
-        print(row(title, nfe, judge(x, exact, truth), time.monotonic() - since), flush=True)
+        found[title] = nfe, judge(x, exact, truth)
+        seconds = time.monotonic() - since
+        print(f"{name}: {title}, {seconds:.1f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: dict[str, dict[str, tuple[int, Figures]]], figure: str, digits: int) -> str:
+    """One figure of every solver (rows) on every problem (columns)."""
+    lines = ["| | evaluations | " + " | ".join(found) + " |", "|---" * (len(found) + 2) + "|"]
+    for title in ("exact", *SOLVERS):
+        cells = [f"{getattr(rows[title][1], figure):.{digits}f}" for rows in found.values()]
+        nfe = next(iter(found.values()))[title][0]
+        lines.append(f"| {title} | {nfe} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Prints a table for each problem."""
+    """Prints a table for each figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    parser.add_argument("--measurements", type=int, default=32)
-    parser.add_argument("--draws", type=int, default=128, help="a multiple of 8")
+    parser.add_argument("--draws", type=int, default=128, help="a multiple of 32")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.problems:
-        compare(name, options.measurements, options.draws)
+    found = {name: compare(name, options.draws) for name in options.problems}
+    for figure, title, digits in (
+        ("variance", "Variance ratio", 2),
+        ("bias", "Bias in posterior standard deviations", 2),
+        ("energy", "Energy distance ×1000", 1),
+    ):
+        print(f"\n**{title}**\n\n{table(found, figure, digits)}")
 
 
 if __name__ == "__main__":

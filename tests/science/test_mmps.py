@@ -29,6 +29,7 @@ from flowdiff.core.assembly import build_operator
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, resolve, settings_of
 from flowdiff.core.session import Session
+from flowdiff.plugins.solvers._information import Information
 from flowdiff.plugins.solvers.mmps import MMPS
 
 from .problems import blur, chain, seeded, some_gaussian
@@ -145,6 +146,39 @@ def test_the_jacobian_gives_the_conditional_mean_of_one_step(name: str) -> None:
     exact = torch.linalg.solve(inverse + torch.eye(SPACE.dimension) / sigma**2, both)
     assert nfe == 41
     torch.testing.assert_close(found[0].flatten(1).double(), exact, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_white_noise_has_the_information_of_the_measurement(name: str) -> None:
+    """Cov(Aᵀ Σ^-½ w) = AᵀΣ⁻¹A, and `seen` and `back` are each other's adjoint."""
+    observation, _ = observed(name, problem(), 1)
+    many = Information(observation.repeat(20_000))
+    model = linear_model(observation)
+    assert model is not None
+    exact = (model.matrix.mT / model.variance[:, None, :] @ model.matrix)[0]
+    drawn = many.back(many.white(seeded())).flatten(1).double()
+    found = drawn.mT @ drawn / len(drawn)
+    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert abs(float(found.trace() / exact.trace()) - 1) < 0.02
+    one, u = Information(observation), torch.randn(1, *SPACE.shape, generator=seeded(1))
+    w = one.white(seeded(2))
+    torch.testing.assert_close((one.seen(u) * w.conj()).real.sum(), (u * one.back(w)).sum())
+
+
+def test_as_many_iterations_as_there_are_eigenvalues_are_enough() -> None:
+    """Conjugate gradients end after the number of distinct eigenvalues, here three."""
+    s = torch.tensor([0.02, 0.2, 1.0]).repeat(6)[: SPACE.dimension]
+    gaussian = problem().assign(torch.zeros(SPACE.shape), s, problem().basis)
+    observation, context = observed("denoise", gaussian, 5)
+    prior, start = Exact(gaussian), torch.zeros(1, 5, *SPACE.shape)
+    few, enough, many = (
+        MMPS(MMPS.Config(steps=1, covariance="jacobian", cg_steps=k), context).sample(
+            prior, observation, 1, seeded(8), start, 1.5
+        )[0]
+        for k in (2, 3, 30)
+    )
+    torch.testing.assert_close(enough, many, atol=1e-5, rtol=1e-5)
+    assert (few - many).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["denoise", "mask", "fourier"])
