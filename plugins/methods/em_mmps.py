@@ -152,6 +152,7 @@ class EMMMPS(Method):
     @torch.no_grad()
     def _sample_all(self, lap: int, ctx: RunContext) -> None:
         """The E-step: one posterior sample of each measurement, (N, C, *spatial)."""
+        assert ctx.prior is not None
         generator = ctx.streams.get("posterior")
         nfe = 0
         if lap == 0:

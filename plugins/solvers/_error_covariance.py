@@ -106,7 +106,7 @@ class ErrorCovariance(nn.Module):
         k, w = int(below), float(weight)
         return sigma**2 * ((1 - w) * self.ratio[k] + w * self.ratio[k + 1])
 
-    def apply(self, sigma: float, x: Tensor) -> Tensor:
+    def times(self, sigma: float, x: Tensor) -> Tensor:
         """C(σ) x, with the shape of x (N, C, *spatial)."""
         c, own = self._analyse(x), self.at(sigma).to(x.dtype)
         return self._synthesise(c @ own if self.whole else c * own)

@@ -191,7 +191,7 @@ class MMPS(Solver):
                 if self.draws:
                     missed = missed - information.white(generator)
                 if matrix is None:
-                    spread = partial(errors.apply, here)
+                    spread = partial(errors.times, here)
                     x0 = x0 + _correction(information, spread, missed, _ITERATIONS, _TOLERANCE)
                 else:
                     gain = _conditioned(errors.at(here), matrix)

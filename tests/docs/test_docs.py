@@ -216,7 +216,12 @@ def is_setting(name: str) -> bool:
         if len(path) != 2 or path[0] not in registry.names("operator"):
             return False
         return path[1] in registry.load("operator", path[0]).Config.model_fields
-    kinds = {"data": ["dataset"], "prior": ["prior", "network"]}.get(scope, [scope])
+    nested = {
+        "data": ["dataset"],
+        "prior": ["prior", "network"],
+        "method": ["method", "solver"],
+    }
+    kinds = nested.get(scope, [scope])
     parts = [registry.load(kind, part) for kind in kinds for part in registry.names(kind)]
     return any(path[0] in part.Config.model_fields for part in parts)
 
