@@ -73,7 +73,7 @@ class EMMMPS(Method):
         beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
         prior_batch: int = Field(192, ge=1, description="posterior samples per update")
         error_images: int = Field(
-            1024, ge=8, description="posterior samples that a solver is calibrated on, per lap"
+            512, ge=8, description="samples of the prior that a solver is calibrated on, per lap"
         )
 
     roles = Roles(prior=True)
@@ -144,8 +144,9 @@ class EMMMPS(Method):
         if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
             # Here and not before sampling, so that a finished run restores with the last errors.
             with self.serving():
-                some = self._samples[: self.config.error_images]
-                self._solver.calibrate(ctx.prior, some, ctx.streams.get("calibration"))
+                calibration = ctx.streams.get("calibration")
+                some = ctx.prior("sample", self.config.error_images, calibration)
+                self._solver.calibrate(ctx.prior, some, calibration)
         loss = float(denoising.detach())
         return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
 

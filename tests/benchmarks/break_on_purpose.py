@@ -41,6 +41,34 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "the Metropolis rule without the path's own probability",
+        "plugins/solvers/split_gibbs.py",
+        "beta * gain + path / (2 * rho.square())",
+        "beta * gain",
+        "tests/science/test_split_gibbs.py::test_any_likelihood",
+    ),
+    Mistake(
+        "white noise in the place of the split noise",
+        "plugins/solvers/split_gibbs.py",
+        "information.draw(rho.square() * beta, randn(x.shape, generator, x.device))",
+        "randn(x.shape, generator, x.device)",
+        "tests/science/test_split_gibbs.py::test_gaussian_posterior",
+    ),
+    Mistake(
+        "weights between the levels with the wrong sign",
+        "plugins/solvers/split_gibbs.py",
+        "population.reweight((beta - before)",
+        "population.reweight((before - beta)",
+        "tests/science/test_split_gibbs.py::test_modes_get_their_weights",
+    ),
+    Mistake(
+        "the mean in the place of a drawn image",
+        "plugins/solvers/_reverse.py",
+        'prior("denoise", x, here) + errors.draw(here, generator)',
+        'prior("denoise", x, here)',
+        "tests/science/test_amortized_em.py::test_em_keeps_the_variance",
+    ),
+    Mistake(
         "log-det of a coupling with the wrong sign",
         "plugins/posteriors/realnvp.py",
         "return u, log_det + scale.flatten(1).sum(1)",
