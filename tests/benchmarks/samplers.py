@@ -145,6 +145,10 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "split_gibbs, particles=1": ("split_gibbs", {"particles": 1}),
     "split_gibbs": ("split_gibbs", {}),
     "split_gibbs, particles=32": ("split_gibbs", {"particles": 32}),
+    "split_gibbs, particles=32, cooling=0.85, moves=12": (
+        "split_gibbs",
+        {"particles": 32, "cooling": 0.85, "moves": 12},
+    ),
 }
 """Name of the solver and its settings by the title of its row."""
 
@@ -209,7 +213,7 @@ def drawn(
     return x.unflatten(1, (n // group, len(observation))).flatten(0, 1), nfe
 
 
-def compare(name: str, n: int) -> dict[str, tuple[int, Figures]]:
+def compare(name: str, n: int, only: list[str]) -> dict[str, tuple[int, Figures]]:
     """Evaluations and figures of every solver on one problem, by the title of its row."""
     problem = PROBLEMS[name]
     prior = prior_of(problem.prior)
@@ -223,6 +227,8 @@ def compare(name: str, n: int) -> dict[str, tuple[int, Figures]]:
     images = prior.sample(2000, generator)
     context = BuildContext(prior.space, operator)
     for title, (kind, settings) in SOLVERS.items():
+        if not all(word in title for word in only):
+            continue
         cls: Any = get_registry().load("solver", kind)
         solver = cls(cls.Config(**settings), context)
         generator.manual_seed(1)  # a row does not depend on those before it
@@ -238,10 +244,11 @@ def compare(name: str, n: int) -> dict[str, tuple[int, Figures]]:
 def table(found: dict[str, dict[str, tuple[int, Figures]]], figure: str, digits: int) -> str:
     """One figure of every solver (rows) on every problem (columns)."""
     lines = ["| | evaluations | " + " | ".join(found) + " |", "|---" * (len(found) + 2) + "|"]
-    for title in ("exact", *SOLVERS):
+    for title in next(iter(found.values())):
         cells = [f"{getattr(rows[title][1], figure):.{digits}f}" for rows in found.values()]
-        nfe = next(iter(found.values()))[title][0]
-        lines.append(f"| {title} | {nfe} | " + " | ".join(cells) + " |")
+        nfe = sorted({rows[title][0] for rows in found.values()})
+        cost = f"{nfe[0]}" if len(nfe) == 1 else f"{nfe[0]} to {nfe[-1]}"
+        lines.append(f"| {title} | {cost} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -250,9 +257,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--draws", type=int, default=128, help="a multiple of 32")
+    parser.add_argument("--only", nargs="*", default=[], help="words that a row's title has")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {name: compare(name, options.draws) for name in options.problems}
+    found = {name: compare(name, options.draws, options.only) for name in options.problems}
     for figure, title, digits in (
         ("variance", "Variance ratio", 2),
         ("bias", "Bias in posterior standard deviations", 2),
