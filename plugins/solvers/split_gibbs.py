@@ -91,7 +91,9 @@ class SplitGibbs(Solver):
             4, ge=1, description="network evaluations of each move's reverse diffusion"
         )
         particles: int = Field(
-            2, ge=1, description="samples of a measurement that are weighted against each other"
+            16,
+            ge=1,
+            description="least number of samples of a measurement that are annealed together",
         )
         calibration_images: int = Field(
             512, ge=8, description="images that the denoiser's error is measured on, if by itself"
@@ -139,12 +141,14 @@ class SplitGibbs(Solver):
         """See `Solver.sample`; `particles` are drawn where n is less, and n of them returned.
 
         Without `init` it starts from samples of the prior; `sigma_start` is by default twice the
-        standard deviation of the images, and the first ρ.
+        standard deviation of the images, and the first ρ. At 0 nothing is annealed: from `init`
+        there are only moves that leave p(x | y) invariant, of n samples.
         """
         own = self.config
         assert isinstance(prior, DiffusionPrior)
         errors = self._errors(prior, generator)
-        count, batch = max(n, own.particles), len(observation)
+        anneals = init is None or sigma_start is None or sigma_start > 0
+        count, batch = max(n, own.particles) if anneals else n, len(observation)
         repeated = observation.repeat(count)
         start = 2 * float(errors.scale) if sigma_start is None else sigma_start
         start = min(max(start, prior.sigma_min), prior.sigma_max)

@@ -143,7 +143,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     },
     **{f"mmps, measured drawn, {k} steps": ("mmps", {"steps": k, **_DRAWN}) for k in (8, 16, 32)},
     "split_gibbs, particles=1": ("split_gibbs", {"particles": 1}),
-    "split_gibbs": ("split_gibbs", {}),
+    "split_gibbs, particles=2": ("split_gibbs", {"particles": 2}),
     "split_gibbs, particles=32": ("split_gibbs", {"particles": 32}),
     "split_gibbs, particles=32, cooling=0.85, moves=12": (
         "split_gibbs",
