@@ -25,7 +25,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "exact": ("ExactPosterior", "ExactPrior", "LinearModel", "linear_model"),
     "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
-    "gaussian": ("DENSE_LIMIT", "Gaussian", "dct_matrix"),
+    "gaussian": ("DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"),
     "hookspecs": ("hookimpl",),
     "radiometry": ("intensity", "needs_intensities"),
     "linearisation": ("jacobian",),
@@ -58,6 +58,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "flatten_real",
         "observed_precision",
         "spectral_power",
+        "whitened_squares",
     ),
 }
 """Module of core by the public names that it provides."""
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .flow import standard_normal as standard_normal
     from .gaussian import DENSE_LIMIT as DENSE_LIMIT
     from .gaussian import Gaussian as Gaussian
+    from .gaussian import SeparableDCT as SeparableDCT
     from .gaussian import dct_matrix as dct_matrix
     from .hookspecs import hookimpl as hookimpl
     from .linearisation import jacobian as jacobian
@@ -135,6 +137,7 @@ if TYPE_CHECKING:
     from .wiener import flatten_real as flatten_real
     from .wiener import observed_precision as observed_precision
     from .wiener import spectral_power as spectral_power
+    from .wiener import whitened_squares as whitened_squares
 else:
 
     def __getattr__(name: str) -> Any:

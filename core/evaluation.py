@@ -25,7 +25,7 @@ from .progress import Progress
 from .session import Session
 from .space import ImageSpace
 from .statistics import decibels, difference, mean_interval, psnr, rank_coverage, ssim
-from .wiener import AffineMap, Wiener, flatten_real
+from .wiener import AffineMap, Wiener, whitened_squares
 
 __all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll", "whitened_residual"]
 
@@ -397,21 +397,8 @@ def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, An
 
 def whitened_residual(observation: Observation, x: Tensor) -> Tensor:
     """(y − E[y | x])² over its variance, averaged over observed entries, with shape (B,)."""
-    operator, params = observation.operator, observation.params
-    error = flatten_real(observation.y - operator.expected(x, params)).square()
-    variance = operator.noise_variance(x, params).expand_as(
-        observation.y.real if observation.y.is_complex() else observation.y
-    )
-    variance = variance.flatten(1)
-    if observation.y.is_complex():
-        variance = torch.cat([variance, variance], dim=1)
-    ratio = error / variance
-    observed = operator.observed(params)
-    if observed is None:
-        return ratio.mean(1)
-    seen = observed.expand_as(observation.y).flatten(1).to(ratio)
-    seen = torch.cat([seen, seen], dim=1) if observation.y.is_complex() else seen
-    return (ratio * seen).sum(1) / seen.sum(1).clamp_min(1)
+    squares, seen = whitened_squares(observation, x)
+    return squares.sum(1) / seen.sum(1).clamp_min(1)
 
 
 def _negative_elbo(work: _Work) -> dict[str, Any]:

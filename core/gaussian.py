@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .random import randn
 from .space import ImageSpace
 
-__all__ = ["DENSE_LIMIT", "Gaussian", "dct_matrix"]
+__all__ = ["DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"]
 
 DENSE_LIMIT = 1024
 """Largest dimension with a full covariance; above it the basis is the DCT."""
@@ -45,9 +45,7 @@ class Gaussian(nn.Module):
         self.register_buffer("mean", torch.zeros(space.shape))
         self.register_buffer("variances", torch.ones(space.dimension))
         self.register_buffer("basis", torch.eye(space.dimension) if self.dense else None)
-        if not self.dense:
-            for axis, size in enumerate(space.shape):
-                self.register_buffer(f"dct_{axis}", dct_matrix(size), persistent=False)
+        self.dct = None if self.dense else SeparableDCT(space.shape)
 
     @torch.no_grad()
     def assign(self, mean: Tensor, variances: Tensor, basis: Tensor | None = None) -> Gaussian:
@@ -87,21 +85,17 @@ class Gaussian(nn.Module):
         lead = x.shape[: x.ndim - len(self.space.shape)]
         if self.basis is not None:
             return x.reshape(*lead, -1) @ self.basis.to(x.dtype)
-        return self._dct(x, inverse=False).reshape(*lead, -1)
+        assert self.dct is not None
+        coefficients: Tensor = self.dct(x)
+        return coefficients.reshape(*lead, -1)
 
     def synthesise(self, c: Tensor) -> Tensor:
         """Uc: images of shape (…, C, *spatial) from coefficients of shape (…, d)."""
         if self.basis is not None:
             return (c @ self.basis.T.to(c.dtype)).reshape(*c.shape[:-1], *self.space.shape)
-        return self._dct(c.reshape(*c.shape[:-1], *self.space.shape), inverse=True)
-
-    def _dct(self, x: Tensor, inverse: bool) -> Tensor:
-        rank = len(self.space.shape)
-        for axis in range(rank):
-            matrix = self.get_buffer(f"dct_{axis}").to(x.dtype)
-            where = x.ndim - rank + axis
-            x = (x.movedim(where, -1) @ (matrix if inverse else matrix.T)).movedim(-1, where)
-        return x
+        assert self.dct is not None
+        image: Tensor = self.dct(c.reshape(*c.shape[:-1], *self.space.shape), inverse=True)
+        return image
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x; μ, S) in nats, with shape (…,)."""
@@ -130,6 +124,28 @@ class Gaussian(nn.Module):
         if self.basis is None:
             raise ValueError("the covariance of a large image is kept in the DCT basis only")
         return (self.basis * self.variances) @ self.basis.T
+
+
+class SeparableDCT(nn.Module):
+    """The orthonormal DCT-II over the last axes of a tensor, one matrix for each axis.
+
+    Args:
+        shape: sizes of these axes; none for the identity.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rank = len(shape)
+        for axis, size in enumerate(shape):
+            self.register_buffer(f"axis_{axis}", dct_matrix(size), persistent=False)
+
+    def forward(self, x: Tensor, inverse: bool = False) -> Tensor:
+        """Coefficients of x (…, *shape), or back, with the shape of x."""
+        for axis in range(self.rank):
+            matrix = self.get_buffer(f"axis_{axis}").to(x.dtype)
+            where = x.ndim - self.rank + axis
+            x = (x.movedim(where, -1) @ (matrix if inverse else matrix.T)).movedim(-1, where)
+        return x
 
 
 def dct_matrix(size: int) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
     "flatten_real",
     "observed_precision",
     "spectral_power",
+    "whitened_squares",
 ]
 
 _CHUNK = 2**22
@@ -287,6 +288,24 @@ def observed_precision(
     precision = each_entry(1 / variance.double(), batch, operator)
     observed = operator.observed(params)
     return precision if observed is None else precision * each_entry(observed, batch, operator)
+
+
+def whitened_squares(observation: Observation, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(y − E[y | x])²/Var[y | x] of each real component of y, and which were observed: (B, m).
+
+    Args:
+        observation: B measurements.
+        x: images, with shape (B, C, *spatial).
+
+    Returns:
+        Squares, 0 where nothing was observed, and a boolean mask; float64.
+    """
+    operator, params = observation.operator, observation.params
+    error = flatten_real(observation.y - operator.expected(x, params)).double()
+    variance = operator.noise_variance(x, params)
+    precision = observed_precision(operator, len(observation), params, variance)
+    seen = precision > 0
+    return torch.where(seen, error.square() * precision, 0.0), seen
 
 
 def spectral_power(

@@ -33,7 +33,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -42,21 +41,20 @@ from torch import Tensor
 
 from flowdiff.core import (
     Batch,
-    Method,
     MethodState,
     Observation,
-    OptimConfig,
-    PartConfig,
     Roles,
     RunContext,
-    Solver,
     Trainable,
-    UserError,
     Wiener,
     frozen,
 )
 
 from ._elbo import negative_elbo
+from ._rehearsal import with_simulated
+from ._score_matching import score_matching
+from ._settings import JointSettings
+from ._with_solver import WithSolver
 
 __all__ = ["AmortizedEM"]
 
@@ -64,10 +62,10 @@ _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
 
 
-class AmortizedEM(Method):
+class AmortizedEM(WithSolver):
     """Stochastic EM with a diffusion posterior, and a flow by forward KL beside it."""
 
-    class Config(PartConfig):
+    class Config(JointSettings):
         """Settings ``method.*``; those of the solver stand beside them."""
 
         solver: str = Field("split_gibbs", description="sampler of the E-step, a registered name")
@@ -81,18 +79,7 @@ class AmortizedEM(Method):
             description="noise level that the E-step begins at, in standard deviations of the "
             "fitted Gaussian; 0 for moves that leave the posterior invariant only",
         )
-        lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
-        lr_posterior: float = Field(1e-3, gt=0, description="peak learning rate of the posterior")
-        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
-        clip_posterior: float = Field(
-            50.0, gt=0, description="gradient norm limit of the posterior (its loss is in nats)"
-        )
-        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
-        final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rates")
-        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
-        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
-        prior_batch: int = Field(192, ge=1, description="samples per θ-step")
         posterior_steps: int = Field(3, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
@@ -107,16 +94,12 @@ class AmortizedEM(Method):
 
     roles = Roles(prior=True, posterior=True, density=True)
     artifacts = frozenset({"sample", "restore"})
-    nested = {"solver": "solver"}
     config: Config
 
     def setup(self, ctx: RunContext) -> None:
         assert ctx.prior is not None and ctx.posterior is not None
         own = self.config
-        self.solver: Solver = ctx.make("solver", own.solver).to(ctx.device)
-        ok, reason = self.solver.supports(ctx.prior)
-        if not ok:
-            raise UserError(f"method amortized_em: solver {own.solver} cannot be used: {reason}")
+        self.solver = self.make_solver(own.solver, ctx)
         ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
         ctx.posterior.initialise(
             ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
@@ -124,28 +107,11 @@ class AmortizedEM(Method):
         self._samples = self._first_samples(ctx)
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
         self.trainables = {
-            "prior": Trainable(
-                ctx.prior,
-                self._optim(own.lr_prior, own.clip_prior),
-                ctx.total_steps * own.prior_steps,
-            ),
+            "prior": Trainable(ctx.prior, own.optim_prior, ctx.total_steps * own.prior_steps),
             "posterior": Trainable(
-                ctx.posterior,
-                self._optim(own.lr_posterior, own.clip_posterior),
-                ctx.total_steps * own.posterior_steps,
+                ctx.posterior, own.optim_posterior, ctx.total_steps * own.posterior_steps
             ),
         }
-
-    def _optim(self, lr: float, clip: float) -> OptimConfig:
-        own = self.config
-        return OptimConfig(
-            lr=lr,
-            clip=clip,
-            warmup=own.warmup,
-            final_lr=own.final_lr,
-            ema=own.ema,
-            beta2=own.beta2,
-        )
 
     @torch.no_grad()
     def _first_samples(self, ctx: RunContext) -> Tensor:
@@ -162,20 +128,19 @@ class AmortizedEM(Method):
         return found
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
-        assert ctx.prior is not None and ctx.posterior is not None
         data, nfe = self._expectation(batch, ctx)
-        ctx.prior.train()
-        for _ in range(self.config.prior_steps):
-            images = self._recall(self.config.prior_batch, ctx)[0]
-            denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
-            prior_norm = self.trainables["prior"].update(denoising)
-        ctx.prior.eval()
+        denoising, prior_norm = score_matching(
+            ctx,
+            self.trainables["prior"],
+            lambda: self._recall(self.config.prior_batch, ctx)[0],
+            self.config.prior_steps,
+        )
         for _ in range(self.config.posterior_steps):
             forward, posterior_norm = self._amortize(batch, ctx)
         return {
             "loss": forward,
             "data": data,
-            "denoising": float(denoising.detach()),
+            "denoising": denoising,
             "nfe": nfe,
             "grad_posterior": posterior_norm,
             "grad_prior": prior_norm,
@@ -185,7 +150,6 @@ class AmortizedEM(Method):
         """Renews the samples of the batch; −log p(y | x) of them, and evaluations per sample."""
         assert ctx.prior is not None and ctx.posterior is not None
         own, generator = self.config, ctx.streams.get("expectation")
-        count = len(batch.index)
         with torch.no_grad(), self.serving():
             if ctx.step % own.calibrate_every == 0:
                 calibration = ctx.streams.get("calibration")
@@ -202,14 +166,17 @@ class AmortizedEM(Method):
             )
             self._samples[:, batch.index] = drawn
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
-        return -float(likelihood.sum()) / (own.chains * count), float(nfe)
+        return -float(likelihood.mean()), float(nfe)
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
         """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""
         assert ctx.prior is not None and ctx.posterior is not None
         own = self.config
         images, index = self._recall(own.posterior_batch, ctx)
-        observation = self._with_rehearsal(images, ctx.observations[index], ctx)
+        real = len(images) - round(own.rehearsal * len(images))
+        observation = with_simulated(
+            ctx.observations[index], images[real:], ctx.streams.get("rehearsal")
+        )
         forward = -ctx.posterior("log_prob", images, observation).mean()
         loss = forward
         if own.reverse_kl > 0:
@@ -222,19 +189,6 @@ class AmortizedEM(Method):
         norm = self.trainables["posterior"].update(loss)
         return float(forward.detach()), norm
 
-    def _with_rehearsal(
-        self, images: Tensor, observation: Observation, ctx: RunContext
-    ) -> Observation:
-        """The observation, with simulated measurements of the images in its last entries.
-
-        They are of samples, never of a datum's clean image, under operators of the data.
-        """
-        real = len(images) - round(self.config.rehearsal * len(images))
-        params = {key: value[real:] for key, value in observation.params.items()}
-        generator = ctx.streams.get("rehearsal")
-        simulated = ctx.operator.measure(images[real:], params, generator)
-        return replace(observation, y=torch.cat([observation.y[:real], simulated]))
-
     def _recall(self, count: int, ctx: RunContext) -> tuple[Tensor, Tensor]:
         """Random samples (count, C, *spatial), and their measurements' positions (count,)."""
         generator = ctx.streams.get("buffer")
@@ -245,22 +199,14 @@ class AmortizedEM(Method):
         return self._samples.flatten(0, 1)[picked], picked % total
 
     def state(self) -> MethodState:
-        """Adds the samples of all measurements, and what the solver has measured."""
+        """Adds the samples of all measurements."""
         state = super().state()
         state.tensors["samples"] = self._samples
-        state.tensors |= {f"solver/{k}": v for k, v in self.solver.state_dict().items()}
         return state
 
     def load_state(self, state: MethodState) -> None:
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device).clone()
-        self.solver.load_state_dict(
-            {
-                k.removeprefix("solver/"): v
-                for k, v in state.tensors.items()
-                if k.startswith("solver/")
-            }
-        )
 
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

@@ -25,29 +25,24 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from flowdiff.core import (
     Batch,
-    BuildContext,
-    Method,
     MethodState,
     Observation,
-    OptimConfig,
-    PartConfig,
     Roles,
     RunContext,
-    Solver,
     Trainable,
-    UserError,
     Wiener,
-    flatten_real,
-    observed_precision,
+    whitened_squares,
 )
+
+from ._score_matching import score_matching
+from ._settings import PriorSettings
+from ._with_solver import WithSolver
 
 __all__ = ["EMMMPS"]
 
@@ -55,40 +50,21 @@ _CHUNK = 256
 """Measurements that are sampled at a time."""
 
 
-class EMMMPS(Method):
+class EMMMPS(WithSolver):
     """Monte-Carlo EM: a solver's posterior samples, and denoising score matching on them."""
 
-    class Config(PartConfig):
-        """Settings ``method.*``; those of the solver are written beside them."""
+    class Config(PriorSettings):
+        """Settings ``method.*``; warm-up and decay of the rate are those of each lap."""
 
         solver: str = Field("mmps", description="the sampler of the E-step and of restoration")
         lap_steps: int = Field(250, ge=1, description="steps of a lap: updates of its M-step")
-        lr_prior: float = Field(1e-3, gt=0, description="peak learning rate, in every lap")
-        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
-        warmup: int = Field(50, ge=0, description="updates of linear warm-up, in every lap")
-        final_lr: float = Field(
-            0.05, ge=0, le=1, description="final fraction of the peak rate, at a lap's end"
-        )
-        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
-        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
-        prior_batch: int = Field(192, ge=1, description="posterior samples per update")
         error_images: int = Field(
             512, ge=8, description="samples of the prior that a solver is calibrated on, per lap"
         )
 
     roles = Roles(prior=True)
     artifacts = frozenset({"sample", "restore"})
-    nested = {"solver": "solver"}
     config: Config
-
-    @classmethod
-    def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
-        """What the solver refuses, the method refuses."""
-        try:
-            context.make("solver", config.solver)
-        except UserError as error:
-            return False, str(error)
-        return True, ""
 
     def setup(self, ctx: RunContext) -> None:
         """See `Method.setup`.
@@ -98,26 +74,14 @@ class EMMMPS(Method):
         """
         assert ctx.prior is not None
         ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
-        self._solver: Solver = ctx.make("solver", self.config.solver).to(ctx.device)
-        fits, reason = self._solver.supports(ctx.prior)
-        if not fits:
-            raise UserError(f"solver {self.config.solver} cannot use this prior: {reason}")
+        self.solver = self.make_solver(self.config.solver, ctx)
         self._samples = torch.zeros(len(ctx.observations), *ctx.space.shape, device=ctx.device)
         self._figures = {"lap": 0.0, "chi2": 0.0, "nfe": 0.0}
         self.trainables = {"prior": self._trainable(ctx)}
 
     def _trainable(self, ctx: RunContext) -> Trainable:
-        own = self.config
         assert ctx.prior is not None
-        optim = OptimConfig(
-            lr=own.lr_prior,
-            clip=own.clip_prior,
-            warmup=own.warmup,
-            final_lr=own.final_lr,
-            ema=own.ema,
-            beta2=own.beta2,
-        )
-        return Trainable(ctx.prior, optim, own.lap_steps)
+        return Trainable(ctx.prior, self.config.optim_prior, self.config.lap_steps)
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         """One update of the M-step, after the E-step where a lap begins.
@@ -129,6 +93,17 @@ class EMMMPS(Method):
         if done == 0:
             self._sample_all(lap, ctx)
             self._restart(ctx)
+        loss, norm = score_matching(ctx, self.trainables["prior"], lambda: self._recall(ctx))
+        if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
+            # Here and not before sampling, so that a finished run restores with the last errors.
+            with self.serving():
+                calibration = ctx.streams.get("calibration")
+                some = ctx.prior("sample", self.config.error_images, calibration)
+                self.solver.calibrate(ctx.prior, some, calibration)
+        return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
+
+    def _recall(self, ctx: RunContext) -> Tensor:
+        """Random posterior samples, with shape (prior_batch, C, *spatial)."""
         generator = ctx.streams.get("buffer")
         index = torch.randint(
             len(self._samples),
@@ -136,19 +111,7 @@ class EMMMPS(Method):
             generator=generator,
             device=generator.device,
         )
-        ctx.prior.train()
-        images = self._samples[index.to(ctx.device)]
-        denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
-        norm = self.trainables["prior"].update(denoising)
-        ctx.prior.eval()
-        if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
-            # Here and not before sampling, so that a finished run restores with the last errors.
-            with self.serving():
-                calibration = ctx.streams.get("calibration")
-                some = ctx.prior("sample", self.config.error_images, calibration)
-                self._solver.calibrate(ctx.prior, some, calibration)
-        loss = float(denoising.detach())
-        return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
+        return self._samples[index.to(ctx.device)]
 
     @torch.no_grad()
     def _sample_all(self, lap: int, ctx: RunContext) -> None:
@@ -160,19 +123,19 @@ class EMMMPS(Method):
             wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
             wiener.update(ctx.observations.params)
         drawn = []
-        misfit, entries = 0.0, 0.0
+        misfit, entries = 0.0, 0
         with self.serving():
             for first in range(0, len(ctx.observations), _CHUNK):
                 observation = ctx.observations[first : first + _CHUNK]
                 if lap == 0:
                     x = wiener(observation).sample(1, generator)
                 else:
-                    x, nfe = self._solver.sample(ctx.prior, observation, 1, generator)
+                    x, nfe = self.solver.sample(ctx.prior, observation, 1, generator)
                 drawn.append(x[0])
-                square, count = _misfit(observation, x[0])
-                misfit, entries = misfit + square, entries + count
+                squares, seen = whitened_squares(observation, x[0])
+                misfit, entries = misfit + float(squares.sum()), entries + int(seen.sum())
         self._samples = torch.cat(drawn)
-        self._figures = {"lap": float(lap), "chi2": misfit / max(entries, 1.0), "nfe": float(nfe)}
+        self._figures = {"lap": float(lap), "chi2": misfit / max(entries, 1), "nfe": float(nfe)}
 
     @torch.no_grad()
     def _restart(self, ctx: RunContext) -> None:
@@ -185,10 +148,9 @@ class EMMMPS(Method):
         self.trainables["prior"] = self._trainable(ctx)
 
     def state(self) -> MethodState:
-        """Adds the posterior samples, what the solver has measured, and the last lap's figures."""
+        """Adds the posterior samples, and the last lap's figures."""
         state = super().state()
         state.tensors["samples"] = self._samples
-        state.tensors |= {f"solver/{k}": v for k, v in self._solver.state_dict().items()}
         state.json |= self._figures
         return state
 
@@ -196,10 +158,6 @@ class EMMMPS(Method):
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device)
         self._figures = {name: float(state.json[name]) for name in self._figures}
-        prefix = "solver/"
-        self._solver.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-        )
 
     def restore(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
@@ -207,17 +165,7 @@ class EMMMPS(Method):
         """By the solver: many network evaluations for each sample."""
         assert ctx.prior is not None
         drawn = [
-            self._solver.sample(ctx.prior, observation[i : i + _CHUNK], n, generator)[0]
+            self.solver.sample(ctx.prior, observation[i : i + _CHUNK], n, generator)[0]
             for i in range(0, len(observation), _CHUNK)
         ]
         return torch.cat(drawn, dim=1)
-
-
-def _misfit(observation: Observation, x: Tensor) -> tuple[float, float]:
-    """Σ (y − E[y|x])²/Var[y|x] over what was observed, and how many entries that are."""
-    operator, params, count = observation.operator, observation.params, len(observation)
-    error = flatten_real(observation.y - operator.expected(x, params)).double()
-    variance = operator.noise_variance(x, params)
-    precision = observed_precision(operator, count, params, variance)
-    seen = precision > 0
-    return float(torch.where(seen, error.square() * precision, 0.0).sum()), float(seen.sum())

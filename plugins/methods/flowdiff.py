@@ -28,8 +28,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -40,8 +38,6 @@ from flowdiff.core import (
     Method,
     MethodState,
     Observation,
-    OptimConfig,
-    PartConfig,
     Roles,
     RunContext,
     Trainable,
@@ -49,6 +45,9 @@ from flowdiff.core import (
 )
 
 from ._elbo import negative_elbo
+from ._rehearsal import with_simulated
+from ._score_matching import score_matching
+from ._settings import JointSettings
 
 __all__ = ["FlowDiff"]
 
@@ -56,22 +55,12 @@ __all__ = ["FlowDiff"]
 class FlowDiff(Method):
     """Joint training by the reverse KL of the flow and denoising score matching of the prior."""
 
-    class Config(PartConfig):
+    class Config(JointSettings):
         """Settings ``method.*``."""
 
-        lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
-        lr_posterior: float = Field(1e-3, gt=0, description="peak learning rate of the posterior")
-        clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
-        clip_posterior: float = Field(
-            50.0, gt=0, description="gradient norm limit of the posterior (its loss is in nats)"
-        )
-        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
         prior_decay: float = Field(
             0.5, gt=0, le=1, description="share of the run over which the prior's rate decays"
         )
-        final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rates")
-        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
-        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
         times: int = Field(1, ge=1, description="noise levels per image in the φ-step's bound")
         path_gradient: bool = Field(
             True, description="take the entropy's gradient along x only (sticking the landing)"
@@ -83,7 +72,6 @@ class FlowDiff(Method):
             description="share of the φ-step's batch: new measurements of the flow's own samples",
         )
         prior_steps: int = Field(2, ge=1, description="θ-steps after each φ-step")
-        prior_batch: int = Field(192, ge=1, description="flow samples per θ-step")
         buffer: int = Field(4, ge=1, description="batches of flow samples that θ-steps draw from")
         prior_weight_steps: int = Field(
             0, ge=0, description="steps over which prior and entropy terms grow from 0 to 1"
@@ -103,32 +91,26 @@ class FlowDiff(Method):
         self.trainables = {
             "prior": Trainable(
                 ctx.prior,
-                self._optim(self.config.lr_prior, self.config.clip_prior),
+                self.config.optim_prior,
                 round(self.config.prior_decay * ctx.total_steps * self.config.prior_steps),
             ),
             "posterior": Trainable(
                 ctx.posterior,
-                self._optim(self.config.lr_posterior, self.config.clip_posterior),
+                self.config.optim_posterior,
                 ctx.total_steps,
             ),
         }
 
-    def _optim(self, lr: float, clip: float) -> OptimConfig:
-        own = self.config
-        return OptimConfig(
-            lr=lr,
-            clip=clip,
-            warmup=own.warmup,
-            final_lr=own.final_lr,
-            ema=own.ema,
-            beta2=own.beta2,
-        )
-
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         assert ctx.prior is not None and ctx.posterior is not None
         generator = ctx.streams.get("flow")
-        real = len(batch.index) - self._rehearsed(len(batch.index))
-        observation = self._with_rehearsal(batch.observation, real, ctx)
+        simulated = self._rehearsed(len(batch.index))
+        real = len(batch.index) - simulated
+        observation = batch.observation
+        if simulated:
+            rehearsal = ctx.streams.get("rehearsal")
+            images = self._recall(rehearsal, simulated)
+            observation = with_simulated(observation, images, rehearsal)
         weight = self._weight(ctx.step)
         with frozen(ctx.prior):
             drawn, log_q = ctx.posterior("rsample", observation, 1, generator)
@@ -139,18 +121,18 @@ class FlowDiff(Method):
             loss = (data + weight * (bound + entropy_term)).mean()
             posterior_norm = self.trainables["posterior"].update(loss)
         self._remember(x.detach()[:real])
-        ctx.prior.train()
-        for _ in range(self.config.prior_steps):
-            images = self._recall(ctx.streams.get("buffer"), self.config.prior_batch)
-            denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
-            prior_norm = self.trainables["prior"].update(denoising)
-        ctx.prior.eval()
+        denoising, prior_norm = score_matching(
+            ctx,
+            self.trainables["prior"],
+            lambda: self._recall(ctx.streams.get("buffer"), self.config.prior_batch),
+            self.config.prior_steps,
+        )
         return {
             "loss": float((data + bound + log_q).detach()[:real].mean()),
             "data": float(data.detach()[:real].mean()),
             "prior": float(bound.detach()[:real].mean()),
             "entropy": float(-log_q.detach()[:real].mean()),
-            "denoising": float(denoising.detach()),
+            "denoising": denoising,
             "grad_posterior": posterior_norm,
             "grad_prior": prior_norm,
         }
@@ -173,20 +155,6 @@ class FlowDiff(Method):
 
     def _rehearsed(self, batch: int) -> int:
         return int(self.config.rehearsal * batch) if len(self._buffer) else 0
-
-    def _with_rehearsal(self, observation: Observation, real: int, ctx: RunContext) -> Observation:
-        """Replaces the end of the batch by simulated measurements of the flow's own samples.
-
-        The flow then meets more measurements than there are data, and so does not learn the few
-        by heart. No image and no second noise of a datum is involved: x comes from the flow.
-        """
-        count = len(observation) - real
-        if count == 0:
-            return observation
-        generator = ctx.streams.get("rehearsal")
-        params = {key: value[real:] for key, value in observation.params.items()}
-        simulated = ctx.operator.measure(self._recall(generator, count), params, generator)
-        return replace(observation, y=torch.cat([observation.y[:real], simulated]))
 
     def _remember(self, x: Tensor) -> None:
         limit = self.config.buffer * len(x)

@@ -27,7 +27,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flowdiff.core import DiffusionPrior, ImageSpace, dct_matrix, randn
+from flowdiff.core import DiffusionPrior, ImageSpace, SeparableDCT, randn
 
 __all__ = ["ErrorCovariance"]
 
@@ -66,10 +66,7 @@ class ErrorCovariance(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("centre", torch.zeros(space.shape))
         # A vector has no frequencies: its diagonal is that of its own entries.
-        self.axes = len(space.shape) if space.spatial and not self.whole else 0
-        for axis in range(self.axes):
-            matrix = dct_matrix(space.shape[axis]).float()
-            self.register_buffer(f"dct_{axis}", matrix, persistent=False)
+        self.dct = SeparableDCT(space.shape if space.spatial and not self.whole else ())
 
     @torch.no_grad()
     def measure(self, prior: DiffusionPrior, images: Tensor, generator: torch.Generator) -> int:
@@ -133,14 +130,9 @@ class ErrorCovariance(nn.Module):
         return below.long(), place - below
 
     def _analyse(self, x: Tensor) -> Tensor:
-        for axis in range(self.axes):
-            matrix = self.get_buffer(f"dct_{axis}")
-            x = (x.movedim(axis + 1, -1) @ matrix.mT).movedim(-1, axis + 1)
-        return x.flatten(1)
+        coefficients: Tensor = self.dct(x)
+        return coefficients.flatten(1)
 
     def _synthesise(self, c: Tensor) -> Tensor:
-        x = c.reshape(-1, *self.space.shape)
-        for axis in range(self.axes):
-            matrix = self.get_buffer(f"dct_{axis}")
-            x = (x.movedim(axis + 1, -1) @ matrix).movedim(-1, axis + 1)
-        return x
+        image: Tensor = self.dct(c.reshape(-1, *self.space.shape), inverse=True)
+        return image

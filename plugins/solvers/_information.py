@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowdiff.core import Observation, expand, randn
 
-__all__ = ["Information"]
+__all__ = ["Information", "inner"]
 
 _DEGREE = 24
 _TOP = 0.97
@@ -138,6 +138,11 @@ class Information:
             turned = scale * self.curve(latest) - latest
             latest, later = c * noise + 2 * turned - later, latest
         return _SERIES[0] * noise + (scale * self.curve(latest) - latest) - later
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Re⟨a, b⟩ of each pair, with shape (N,)."""
+    return (a.conj() * b).real.flatten(1).sum(1)
 
 
 def _as_real(y: Tensor) -> Tensor:

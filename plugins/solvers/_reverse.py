@@ -14,6 +14,7 @@ https://arxiv.org/abs/2006.11239
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from flowdiff.core import DiffusionPrior, expand, randn
 
 from ._error_covariance import ErrorCovariance
 
-__all__ = ["draw_clean"]
+__all__ = ["ancestral", "draw_clean", "karras_levels"]
 
 _RHO = 3.0
 """Exponent of the noise levels: between even ones (1) and nearly geometric ones (7)."""
+Level = TypeVar("Level", float, Tensor)
 
 
 @torch.no_grad()
@@ -48,13 +50,24 @@ def draw_clean(
         generator: source of noise.
     """
     last = torch.full_like(sigma, prior.sigma_min).minimum(sigma)
-    high, low = sigma ** (1 / _RHO), last ** (1 / _RHO)
-    ramp = torch.linspace(0, 1, steps, device=x.device) if steps > 1 else x.new_zeros(1)
-    levels = [(high + part * (low - high)) ** _RHO for part in ramp]
+    levels = karras_levels(sigma, last, steps, _RHO)
     for here, there in pairwise([*levels, torch.zeros_like(sigma)]):
         x0 = prior("denoise", x, here) + errors.draw(here, generator)
-        ratio = (there / here).square()
-        fresh = there * (1 - ratio).clamp_min(0).sqrt()
-        noise = randn(x.shape, generator, x.device)
-        x = x0 + expand(ratio, x) * (x - x0) + expand(fresh, x) * noise
+        x = ancestral(x, x0, here, there, generator)
     return x
+
+
+def ancestral(
+    x: Tensor, x0: Tensor, here: Tensor, there: Tensor, generator: torch.Generator
+) -> Tensor:
+    """A draw of q(x_σ' | x₀, x_σ), for σ = here and σ' = there, each of shape (N,) or (1,)."""
+    ratio = (there / here).square()
+    fresh = there * (1 - ratio).clamp_min(0).sqrt()
+    noise = randn(x.shape, generator, x.device, x.dtype)
+    return x0 + expand(ratio, x) * (x - x0) + expand(fresh, x) * noise
+
+
+def karras_levels(high: Level, low: Level, steps: int, rho: float) -> list[Level]:
+    """`steps` noise levels from high to low, even in σ^(1/ρ); a single one is at `high`."""
+    a, b = high ** (1 / rho), low ** (1 / rho)
+    return [(a + k / max(steps - 1, 1) * (b - a)) ** rho for k in range(steps)]

@@ -52,17 +52,17 @@ from flowdiff.core import (
     BuildContext,
     DiffusionPrior,
     Observation,
-    PartConfig,
     Prior,
-    Solver,
     expand,
     frozen,
     linear_model,
     randn,
 )
 
+from ._calibrated import CalibratedConfig, CalibratedSolver
 from ._error_covariance import ErrorCovariance
-from ._information import Information
+from ._information import Information, inner
+from ._reverse import ancestral, karras_levels
 
 __all__ = ["MMPS"]
 
@@ -73,10 +73,10 @@ _ITERATIONS, _TOLERANCE = 100, 1e-4
 """Of conjugate gradients where they cost no network evaluation."""
 
 
-class MMPS(Solver):
+class MMPS(CalibratedSolver):
     """Ancestral sampling with the denoiser's Gaussian conditioned on y."""
 
-    class Config(PartConfig):
+    class Config(CalibratedConfig):
         """Settings of the solver."""
 
         steps: int = Field(16, ge=1, description="noise levels, from the largest to sigma_min")
@@ -94,9 +94,6 @@ class MMPS(Solver):
         rho: float = Field(
             7.0, ge=1, description="exponent of the levels: even (1) to nearly geometric (7)"
         )
-        calibration_images: int = Field(
-            512, ge=8, description="images that the denoiser's error is measured on, if by itself"
-        )
 
         @model_validator(mode="after")
         def _drawable(self) -> MMPS.Config:
@@ -108,12 +105,6 @@ class MMPS(Solver):
 
     config: Config
 
-    def __init__(self, config: Config, context: BuildContext) -> None:
-        super().__init__(config, context)
-        self.config = config
-        self.errors = ErrorCovariance(context.space)
-        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
-
     @classmethod
     def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
         operator = context.operator
@@ -122,34 +113,23 @@ class MMPS(Solver):
         what = "its noise is not Gaussian" if operator.linear else "the operator is not linear"
         return False, f"it needs a linear operator with Gaussian noise, and {what}"
 
-    @classmethod
-    def supports(cls, prior: Prior) -> tuple[bool, str]:
-        if isinstance(prior, DiffusionPrior):
-            return True, ""
-        return False, "it needs a prior with a denoiser"
-
     @property
     def draws(self) -> bool:
         """Whether x₀ is drawn."""
         own = self.config
         return own.covariance == "measured" if own.draw is None else own.draw
 
-    @torch.no_grad()
     def calibrate(self, prior: Prior, images: Tensor, generator: torch.Generator) -> int:
-        """Measures the covariance of the denoiser's error, unless the Jacobian stands for it."""
+        """As `CalibratedSolver.calibrate`, unless the Jacobian stands for the covariance."""
         if self.config.covariance == "jacobian":
             return 0
-        assert isinstance(prior, DiffusionPrior)
-        self.get_buffer("calibrated").fill_(True)
-        return self.errors.measure(prior, images, generator)
+        return super().calibrate(prior, images, generator)
 
-    def _errors(self, prior: DiffusionPrior, generator: torch.Generator) -> ErrorCovariance:
-        """The measured ones; without any, those of the prior's own samples, for this call."""
-        if self.get_buffer("calibrated") or self.config.covariance == "jacobian":
+    def errors_of(self, prior: DiffusionPrior, generator: torch.Generator) -> ErrorCovariance:
+        """As `CalibratedSolver.errors_of`; nothing is measured where the Jacobian serves."""
+        if self.config.covariance == "jacobian":
             return self.errors
-        own = ErrorCovariance(self.space).to(generator.device)
-        own.measure(prior, prior("sample", self.config.calibration_images, generator), generator)
-        return own
+        return super().errors_of(prior, generator)
 
     @torch.no_grad()
     def sample(
@@ -168,7 +148,7 @@ class MMPS(Solver):
         """
         own = self.config
         assert isinstance(prior, DiffusionPrior)
-        errors = self._errors(prior, generator)
+        errors = self.errors_of(prior, generator)
         batch, y = len(observation), observation.y
         information = Information(observation.repeat(n))
         start = prior.sigma_max if sigma_start is None else sigma_start
@@ -178,7 +158,9 @@ class MMPS(Solver):
         x = clean + start * randn(shape, generator, y.device, y.real.dtype)
         matrix = None if own.covariance == "jacobian" else _curvature(observation, errors)
         nfe = 0
-        for here, there in pairwise([*_levels(start, prior.sigma_min, own.steps, own.rho), 0.0]):
+        for here, there in pairwise(
+            [*karras_levels(start, prior.sigma_min, own.steps, own.rho), 0.0]
+        ):
             if own.covariance == "jacobian":
                 x0 = self._by_jacobian(prior, information, x, here)
                 nfe += 1 + own.cg_steps
@@ -197,10 +179,7 @@ class MMPS(Solver):
                     gain = _conditioned(errors.at(here), matrix)
                     x0 = x0 + _matmul(gain, information.back(missed), batch)
                 nfe += 1
-            ratio = (there / here) ** 2
-            fresh = there * max(1 - ratio, 0.0) ** 0.5
-            noise = randn(x.shape, generator, x.device, x.dtype)
-            x = x0 + ratio * (x - x0) + fresh * noise
+            x = ancestral(x, x0, x.new_tensor([here]), x.new_tensor([there]), generator)
         return x.unflatten(0, (n, batch)), nfe
 
     def _by_jacobian(
@@ -219,13 +198,6 @@ class MMPS(Solver):
             mean = denoised.detach()
             missed = information.residual(mean)
             return mean + _correction(information, spread, missed, self.config.cg_steps)
-
-
-def _levels(high: float, low: float, steps: int, rho: float) -> list[float]:
-    """`steps` noise levels from high to low; a single one is at `high`."""
-    parts = [k / max(steps - 1, 1) for k in range(steps)]
-    a, b = high ** (1 / rho), low ** (1 / rho)
-    return [(a + part * (b - a)) ** rho for part in parts]
 
 
 def _curvature(observation: Observation, errors: ErrorCovariance) -> Tensor | None:
@@ -274,25 +246,20 @@ def _correction(
         tolerance: it stops once every residual has shrunk to that part of r.
     """
     left = direction = missed
-    size = first = _dot(left, left)
+    size = first = inner(left, left)
     found: Tensor | None = None
     for _ in range(iterations):
         image = spread(information.back(direction))
         along = direction + information.seen(image)
-        curve = _dot(direction, along)
+        curve = inner(direction, along)
         # A learned Jacobian need not be positive: such a direction is left alone.
         step = torch.where(curve > 0, size / curve, 0.0).nan_to_num(0.0)
         moved = expand(step, image) * image
         found = moved if found is None else found + moved
         left = left - expand(step, left) * along
-        before, size = size, _dot(left, left)
+        before, size = size, inner(left, left)
         if bool((size <= tolerance**2 * first).all()):
             break
         direction = left + expand((size / before).nan_to_num(0.0), left) * direction
     assert found is not None
     return found
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Re⟨a, b⟩ of each pair, with shape (N,)."""
-    return (a.conj() * b).real.flatten(1).sum(1)

@@ -53,19 +53,17 @@ from pydantic import Field
 from torch import Tensor
 
 from flowdiff.core import (
-    BuildContext,
     DiffusionPrior,
     Observation,
-    PartConfig,
     Prior,
-    Solver,
     UserError,
     expand,
     randn,
 )
 
+from ._calibrated import CalibratedConfig, CalibratedSolver
 from ._error_covariance import ErrorCovariance
-from ._information import Information
+from ._information import Information, inner
 from ._population import Population
 from ._reverse import draw_clean
 
@@ -77,10 +75,10 @@ _SHARE = 0.9
 """ρ_*² ‖AᵀΣ⁻¹A‖: near its limit 1, with room for the error of the estimated norm."""
 
 
-class SplitGibbs(Solver):
+class SplitGibbs(CalibratedSolver):
     """Annealed split Gibbs sampling, for any operator with a likelihood."""
 
-    class Config(PartConfig):
+    class Config(CalibratedConfig):
         """Settings of the solver."""
 
         cooling: float = Field(
@@ -95,38 +93,8 @@ class SplitGibbs(Solver):
             ge=1,
             description="least number of samples of a measurement that are annealed together",
         )
-        calibration_images: int = Field(
-            512, ge=8, description="images that the denoiser's error is measured on, if by itself"
-        )
 
     config: Config
-
-    def __init__(self, config: Config, context: BuildContext) -> None:
-        super().__init__(config, context)
-        self.config = config
-        self.errors = ErrorCovariance(context.space)
-        self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
-
-    @classmethod
-    def supports(cls, prior: Prior) -> tuple[bool, str]:
-        if isinstance(prior, DiffusionPrior):
-            return True, ""
-        return False, "it needs a prior with a denoiser"
-
-    @torch.no_grad()
-    def calibrate(self, prior: Prior, images: Tensor, generator: torch.Generator) -> int:
-        """Measures the covariance of the denoiser's error at 20 noise levels."""
-        assert isinstance(prior, DiffusionPrior)
-        self.get_buffer("calibrated").fill_(True)
-        return self.errors.measure(prior, images, generator)
-
-    def _errors(self, prior: DiffusionPrior, generator: torch.Generator) -> ErrorCovariance:
-        """The measured ones; without any, those of the prior's own samples, for this call."""
-        if self.get_buffer("calibrated"):
-            return self.errors
-        own = ErrorCovariance(self.space).to(generator.device)
-        own.measure(prior, prior("sample", self.config.calibration_images, generator), generator)
-        return own
 
     @torch.no_grad()
     def sample(
@@ -146,7 +114,7 @@ class SplitGibbs(Solver):
         """
         own = self.config
         assert isinstance(prior, DiffusionPrior)
-        errors = self._errors(prior, generator)
+        errors = self.errors_of(prior, generator)
         anneals = init is None or sigma_start is None or sigma_start > 0
         count, batch = max(n, own.particles) if anneals else n, len(observation)
         repeated = observation.repeat(count)
@@ -206,7 +174,7 @@ class SplitGibbs(Solver):
         z = x + here + expand(rho, x) * randn(x.shape, generator, x.device)
         proposed = draw_clean(prior, errors, z, rho, steps, generator)
         there = drift * information.gradient(proposed)
-        path = _dot(2 * (z - proposed) - there, there) - _dot(2 * (z - x) - here, here)
+        path = inner(2 * (z - proposed) - there, there) - inner(2 * (z - x) - here, here)
         gain = information.log_likelihood(proposed) - information.log_likelihood(x)
         log_accept = beta * gain + path / (2 * rho.square())
         u = torch.rand(len(x), generator=generator, device=generator.device).to(x.device)
@@ -230,8 +198,3 @@ def _ladder(legal: Tensor, start: float, cooling: float, moves: int) -> list[Ten
     levels = math.ceil(longest - 1e-6)
     down = [top * (legal / top) ** (k / levels) for k in range(levels)]
     return [*down, *[legal] * moves]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each pair, with shape (N,)."""
-    return (a * b).flatten(1).sum(1)

@@ -26,11 +26,8 @@ from torch import Tensor
 
 from flowdiff.core import (
     BuildContext,
-    DiffusionPrior,
-    Gaussian,
     ImageSpace,
     Observation,
-    PartConfig,
     get_registry,
 )
 from flowdiff.core.agreement import energy_distance
@@ -38,13 +35,14 @@ from flowdiff.core.assembly import build_operator
 from flowdiff.plugins.datasets._mixture import GaussianMixture
 from flowdiff.plugins.datasets.gaussian import GaussianConfig, GaussianDataset
 from flowdiff.plugins.datasets.octagon import Octagon, OctagonConfig
+from tests.science.exact_denoiser import ExactDenoiser
 
 __all__ = ["PROBLEMS", "SOLVERS", "MixturePrior", "Problem", "digits_mixture", "judge"]
 
 CENTRES, NEIGHBOURS = 150, 8
 
 
-class MixturePrior(DiffusionPrior):
+class MixturePrior(ExactDenoiser):
     """A mixture whose components share one covariance, with its exact denoiser.
 
     Args:
@@ -55,7 +53,7 @@ class MixturePrior(DiffusionPrior):
     sigma_min, sigma_max = 0.03, 8.0
 
     def __init__(self, mixture: GaussianMixture, space: ImageSpace) -> None:
-        super().__init__(PartConfig(), BuildContext(space))
+        super().__init__(space)
         self.mixture = mixture
         self.basis, self.variances = mixture.basis[0], mixture.variances[0]
         self.centres = mixture.means @ self.basis
@@ -74,18 +72,6 @@ class MixturePrior(DiffusionPrior):
     def sample(self, n: int, generator: torch.Generator, steps: int | None = None) -> Tensor:
         """Exact draws; `steps` has no effect."""
         return self.mixture.sample(n, generator).float()
-
-    def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Nothing is learned here."""
-        raise NotImplementedError
-
-    def nll_bound(self, x: Tensor, generator: torch.Generator, n_times: int = 1) -> Tensor:
-        """Nothing is learned here."""
-        raise NotImplementedError
-
-    def initialise(self, moments: Gaussian, generator: torch.Generator) -> None:
-        """Nothing is learned here."""
-        raise NotImplementedError
 
 
 def digits_mixture() -> GaussianMixture:

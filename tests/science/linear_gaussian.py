@@ -268,14 +268,16 @@ def session_for(
     return session
 
 
-def train(session: Session) -> None:
-    """All steps of the session."""
+def train(session: Session) -> dict[str, float]:
+    """All steps of the session; the figures of the last one."""
     ctx, size = session.context, session.config.train.batch_size
+    figures: dict[str, float] = {}
     while ctx.step < ctx.total_steps:
         index = batch_index(ctx.step, size, len(ctx.observations), ctx.streams)
         with seeded(derive_seed(session.config.seed, f"global.{ctx.step}")):
-            session.method.step(select(ctx.observations, index, None), ctx)
+            figures = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
         ctx.step += 1
+    return figures
 
 
 def learned_prior(session: Session, draws: int = 100_000) -> Normal:

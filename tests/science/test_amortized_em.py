@@ -19,6 +19,7 @@ from flowdiff.core.measurements import content_hash
 from flowdiff.core.method import select
 from flowdiff.core.session import Session
 from flowdiff.plugins.datasets._mixture import GaussianMixture
+from flowdiff.plugins.methods._rehearsal import with_simulated
 from flowdiff.plugins.methods.amortized_em import AmortizedEM
 from tests.runs.tiny import TINY
 
@@ -91,7 +92,7 @@ def test_pairs_of_the_flow_are_data_or_simulated(monkeypatch: pytest.MonkeyPatch
     assert isinstance(method, AmortizedEM)
     frozen = content_hash({"y": ctx.observations.y})
     images, index = method._recall(10, ctx)
-    pairs = method._with_rehearsal(images, ctx.observations[index], ctx)
+    pairs = with_simulated(ctx.observations[index], images[5:], make(0))
     assert torch.equal(pairs.y[:5], ctx.observations.y[index[:5]])
     noise = pairs.y[5:] - images[5:]
     assert float(noise.std()) == pytest.approx(0.2, rel=0.2)

@@ -14,11 +14,9 @@ from torch import Tensor
 import flowdiff
 from flowdiff.core import (
     BuildContext,
-    DiffusionPrior,
     Gaussian,
     ImageSpace,
     Observation,
-    PartConfig,
     UserError,
     dct_matrix,
     get_registry,
@@ -32,6 +30,7 @@ from flowdiff.core.session import Session
 from flowdiff.plugins.solvers._information import Information
 from flowdiff.plugins.solvers.mmps import MMPS
 
+from .exact_denoiser import ExactDenoiser
 from .problems import blur, chain, seeded, some_gaussian
 
 NOISE = {"name": "gaussian_noise", "sigma": 0.3}
@@ -44,13 +43,11 @@ PROBLEMS: dict[str, list[dict[str, Any]]] = {
 SPACE = ImageSpace((1, 4, 4))
 
 
-class Exact(DiffusionPrior):
+class Exact(ExactDenoiser):
     """A Gaussian with its exact denoiser."""
 
-    sigma_min, sigma_max = 0.02, 6.0
-
     def __init__(self, gaussian: Gaussian) -> None:
-        super().__init__(PartConfig(), BuildContext(gaussian.space))
+        super().__init__(gaussian.space)
         self.gaussian = gaussian
         self.evaluations = 0
 
@@ -60,14 +57,6 @@ class Exact(DiffusionPrior):
 
     def sample(self, n: int, generator: torch.Generator, steps: int | None = None) -> Tensor:
         return self.gaussian.sample(n, generator)
-
-    def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
-
-    nll_bound = loss
-
-    def initialise(self, moments: Gaussian, generator: torch.Generator) -> None:
-        raise NotImplementedError
 
 
 def problem(space: ImageSpace = SPACE, seed: int = 1) -> Gaussian:

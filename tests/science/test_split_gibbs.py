@@ -11,11 +11,8 @@ from torch import Tensor
 
 from flowdiff.core import (
     BuildContext,
-    DiffusionPrior,
-    Gaussian,
     ImageSpace,
     Observation,
-    PartConfig,
     UserError,
     get_registry,
 )
@@ -28,18 +25,18 @@ from flowdiff.plugins.solvers._information import Information
 from flowdiff.plugins.solvers._population import Population
 from flowdiff.plugins.solvers.split_gibbs import SplitGibbs
 
+from .exact_denoiser import ExactDenoiser
+
 VECTOR = ImageSpace((16,), None)
 PLANE = ImageSpace((2,), None)
 IMAGE = ImageSpace((1, 4, 4))
 
 
-class Exact(DiffusionPrior):
+class Exact(ExactDenoiser):
     """A mixture that can only denoise, as a solver sees a learned prior."""
 
-    sigma_min, sigma_max = 0.02, 6.0
-
     def __init__(self, mixture: GaussianMixture, space: ImageSpace) -> None:
-        super().__init__(PartConfig(), BuildContext(space))
+        super().__init__(space)
         self.mixture = mixture
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -47,15 +44,6 @@ class Exact(DiffusionPrior):
 
     def sample(self, n: int, generator: torch.Generator, steps: int | None = None) -> Tensor:
         return self.mixture.sample(n, generator).float()
-
-    def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        raise NotImplementedError
-
-    def nll_bound(self, x: Tensor, generator: torch.Generator, n_times: int = 1) -> Tensor:
-        raise NotImplementedError
-
-    def initialise(self, moments: Gaussian, generator: torch.Generator) -> None:
-        raise NotImplementedError
 
 
 def gaussian(space: ImageSpace) -> GaussianMixture:

@@ -1,0 +1,31 @@
+"""The θ-step that all methods share: denoising score matching of the prior on given images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from flowdiff.core import RunContext, Trainable
+
+__all__ = ["score_matching"]
+
+
+def score_matching(
+    ctx: RunContext, trainable: Trainable, draw: Callable[[], Tensor], steps: int = 1
+) -> tuple[float, float]:
+    """Updates the prior; the last loss, and the norm of its gradient.
+
+    Args:
+        ctx: with a prior.
+        trainable: the prior's.
+        draw: gives the images of one step, with shape (B, C, *spatial), without gradient.
+        steps: updates.
+    """
+    assert ctx.prior is not None
+    ctx.prior.train()
+    for _ in range(steps):
+        denoising = ctx.prior("loss", draw(), ctx.streams.get("denoising")).mean()
+        norm = trainable.update(denoising)
+    ctx.prior.eval()
+    return float(denoising.detach()), norm

@@ -1,0 +1,52 @@
+"""What methods share that sample p_θ(x | y) by a solver: its choice, its refusals, its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowdiff.core import BuildContext, Method, MethodState, RunContext, Solver, UserError
+
+__all__ = ["WithSolver"]
+
+_PREFIX = "solver/"
+
+
+class WithSolver(Method):
+    """A method whose `Config` names a ``solver``; its settings are written beside the method's."""
+
+    nested = {"solver": "solver"}
+    solver: Solver
+
+    @classmethod
+    def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:
+        """What the solver refuses, the method refuses."""
+        try:
+            context.make("solver", config.solver)
+        except UserError as error:
+            return False, str(error)
+        return True, ""
+
+    def make_solver(self, name: str, ctx: RunContext) -> Solver:
+        """The solver of that name.
+
+        Raises:
+            UserError: it cannot use the prior.
+        """
+        assert ctx.prior is not None
+        solver: Solver = ctx.make("solver", name).to(ctx.device)
+        fits, reason = solver.supports(ctx.prior)
+        if not fits:
+            raise UserError(f"solver {name} cannot use this prior: {reason}")
+        return solver
+
+    def state(self) -> MethodState:
+        """Adds what the solver has measured."""
+        state = super().state()
+        state.tensors |= {f"{_PREFIX}{k}": v for k, v in self.solver.state_dict().items()}
+        return state
+
+    def load_state(self, state: MethodState) -> None:
+        super().load_state(state)
+        self.solver.load_state_dict(
+            {k.removeprefix(_PREFIX): v for k, v in state.tensors.items() if k.startswith(_PREFIX)}
+        )
