@@ -4,8 +4,8 @@ From σ to σ' < σ, with x₀ drawn from N(D(x_σ, σ), C(σ)),
 
 .. math:: x_{σ'} = x_0 + \frac{σ'^2}{σ^2} (x_σ - x_0) + σ' \sqrt{1 - σ'^2/σ^2} \; n
 
-which is q(x_σ' | x₀, x_σ). With D in the place of x₀ each step loses variance: a quarter of it is
-left after 4 steps from σ = 0.5 where drawing keeps 95 % (`tests.benchmarks.samplers`).
+which is q(x_σ' | x₀, x_σ). With D in the place of x₀ each step would lose variance, the more the
+fewer steps there are (`tests.benchmarks.samplers`, the rows that plug the mean in).
 
 Reference: Denoising Diffusion Probabilistic Models (Ho et al., 2020), equation 7,
 https://arxiv.org/abs/2006.11239
