@@ -19,7 +19,7 @@ __all__ = ["Information", "inner"]
 
 _DEGREE = 24
 _TOP = 0.97
-"""The square root of 1 − b is approximated for b up to here, to 5e-4."""
+"""The square root of 1 − b is approximated for b up to here, to 2e-6."""
 _ROUNDS = 40
 _SMALL = 1e-2
 """Length of the step by which the Jacobian is told along a direction."""
