@@ -398,7 +398,7 @@ def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, An
 def whitened_residual(observation: Observation, x: Tensor) -> Tensor:
     """(y − E[y | x])² over its variance, averaged over observed entries, with shape (B,)."""
     squares, seen = whitened_squares(observation, x)
-    return squares.sum(1) / seen.sum(1).clamp_min(1)
+    return (squares.sum(1) / seen.sum(1).clamp_min(1)).to(x.dtype)
 
 
 def _negative_elbo(work: _Work) -> dict[str, Any]:
