@@ -55,6 +55,26 @@ class Solver(Part, nn.Module, ABC):
         """
         return 0
 
+    def marginal(
+        self, prior: Prior, observation: Observation, x: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, int]:
+        """Images that have the prior's distribution wherever the prior is right, for EM's M-step.
+
+        Over all measurements posterior samples have it, and by default they come back. A solver
+        may return others that have it too, and that leave a wrong prior faster. They are no
+        samples of p(x | y): only all of them together mean anything.
+
+        Args:
+            prior: the prior.
+            observation: B measurements.
+            x: posterior samples of them, with shape (n, B, C, *spatial).
+            generator: source of noise.
+
+        Returns:
+            Images with the shape of x, and the network evaluations for each of them.
+        """
+        return x, 0
+
     @abstractmethod
     def sample(
         self,

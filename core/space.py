@@ -25,16 +25,21 @@ class ImageSpace:
         value_range: ``(lo, hi)``, by default the EDM convention [-1, 1]; None for vectors whose
             components have no range. It is a convention of units, not a promise: samples of a
             flow or of a diffusion model may leave it.
+        bounded: whether the data promises that no image leaves the value range, as intensities
+            between black and white do. A method may use it: it is knowledge about clean images.
     """
 
     shape: tuple[int, ...]
     value_range: tuple[float, float] | None = (-1.0, 1.0)
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         if not self.shape or any(n < 1 for n in self.shape):
             raise ValueError(f"an image shape needs positive sizes, got {self.shape}")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range needs lo < hi, got {self.value_range}")
+        if self.bounded and self.value_range is None:
+            raise ValueError("an image space without a value range cannot be bounded")
 
     @property
     def dimension(self) -> int:
@@ -66,6 +71,10 @@ class ImageSpace:
         if self.value_range is None:
             raise ValueError("this space has no value range, so it has no peak")
         return self.value_range[1] - self.value_range[0]
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest images that the data can contain; x itself where it is not bounded."""
+        return x.clamp(*self.value_range) if self.bounded and self.value_range is not None else x
 
     def to_unit(self, x: Tensor) -> Tensor:
         """Maps the value range to [0, 1] without clipping; any shape."""

@@ -45,7 +45,7 @@ class Digits(Dataset):
 
     @property
     def space(self) -> ImageSpace:
-        return ImageSpace((1, self.size, self.size))
+        return ImageSpace((1, self.size, self.size), bounded=True)
 
     def load(self) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits

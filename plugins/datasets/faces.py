@@ -51,7 +51,7 @@ class Faces(Dataset):
 
     @property
     def space(self) -> ImageSpace:
-        return ImageSpace((1, self.size, self.size))
+        return ImageSpace((1, self.size, self.size), bounded=True)
 
     def load(self) -> tuple[Tensor, Tensor]:
         import numpy as np

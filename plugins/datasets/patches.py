@@ -82,7 +82,7 @@ class Patches(Dataset):
     @property
     def space(self) -> ImageSpace:
         size = self.settings.size
-        return ImageSpace((self.settings.channels, size, size))
+        return ImageSpace((self.settings.channels, size, size), bounded=True)
 
     @property
     def pictures(self) -> tuple[str, ...]:

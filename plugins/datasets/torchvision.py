@@ -115,7 +115,7 @@ class MNIST(_TorchvisionDataset):
 
     @property
     def space(self) -> ImageSpace:
-        return ImageSpace((1, self.size, self.size))
+        return ImageSpace((1, self.size, self.size), bounded=True)
 
     def load(self) -> tuple[Tensor, Tensor]:
         levels = torch.cat([part.data for part in self._parts()])[:, None]
@@ -149,7 +149,7 @@ class CIFAR10(_TorchvisionDataset):
 
     @property
     def space(self) -> ImageSpace:
-        return ImageSpace((3, self.size, self.size))
+        return ImageSpace((3, self.size, self.size), bounded=True)
 
     def load(self) -> tuple[Tensor, Tensor]:
         levels = torch.cat([torch.from_numpy(part.data) for part in self._parts()]).movedim(-1, 1)
@@ -179,7 +179,7 @@ class CelebA(_TorchvisionDataset):
 
     @property
     def space(self) -> ImageSpace:
-        return ImageSpace((3, self.size, self.size))
+        return ImageSpace((3, self.size, self.size), bounded=True)
 
     def load(self) -> tuple[Tensor, Tensor]:
         [part] = self._parts()

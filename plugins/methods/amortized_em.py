@@ -7,17 +7,20 @@ They begin at the last samples of the same measurements, a Markov chain for each
 (``start=chain``), or at the flow's own, noised to an intermediate level (``start=flow``). Either
 way few network evaluations suffice; with a chain nothing that is wrong with the flow enters.
 
-*M.* Denoising score matching of the prior on the samples of *all* measurements. Only a batch of
-them is renewed at a time, so nothing is ever restarted, and θ moves slowly against them
-(stochastic approximation). Where E and M agree, the likelihood of the measurements is stationary.
+*M.* Denoising score matching of the prior on images of *all* measurements. They are what the
+solver's `marginal` makes of the samples: images with the same distribution where the prior is
+right, from which it learns in fewer laps where it is not. Where the data promises bounds they are
+projected onto them (`flowdiff.plugins.methods._pool`). Only a batch is renewed at a time, so
+nothing is ever restarted, and θ moves slowly against them (stochastic approximation).
 
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
 the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
 another datum. It so meets more measurements than there are data and cannot learn them by heart.
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
-and the first samples are those of its posterior. No clean image and no second noise of a datum
-enters.
+and the first samples are those of its posterior. Where there are bounds, the prior first learns
+those samples as they are inside the bounds, with the fitted moments. No clean image and no second
+noise of a datum enters.
 
 References:
     | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024)
@@ -51,6 +54,7 @@ from flowdiff.core import (
 )
 
 from ._elbo import negative_elbo
+from ._pool import Pool, within_bounds
 from ._rehearsal import with_simulated
 from ._score_matching import score_matching
 from ._settings import JointSettings
@@ -88,6 +92,16 @@ class AmortizedEM(WithSolver):
         reverse_kl: float = Field(
             0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
         )
+        bounds: bool = Field(
+            True, description="use the bounds that the data promises for its images, if any"
+        )
+        start_share: float = Field(
+            0.06,
+            ge=0,
+            lt=1,
+            description="share of the steps before the first E-step, where bounds are used: the "
+            "prior learns the fitted Gaussian inside them",
+        )
         calibrate_every: int = Field(
             50, ge=1, description="steps between two calibrations of the solver"
         )
@@ -105,6 +119,12 @@ class AmortizedEM(WithSolver):
             ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
         )
         self._samples = self._first_samples(ctx)
+        bounded = ctx.space.bounded and own.bounds
+        self._started = round(own.start_share * ctx.total_steps) if bounded else 0
+        images = self._samples
+        if bounded:
+            images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
+        self._pool = Pool(images.clone(), ctx.moments.mean, ctx.space if bounded else None)
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
         self.trainables = {
             "prior": Trainable(ctx.prior, own.optim_prior, ctx.total_steps * own.prior_steps),
@@ -132,7 +152,7 @@ class AmortizedEM(WithSolver):
         denoising, prior_norm = score_matching(
             ctx,
             self.trainables["prior"],
-            lambda: self._recall(self.config.prior_batch, ctx)[0],
+            lambda: self._pool.draw(self.config.prior_batch, ctx.streams.get("pool")),
             self.config.prior_steps,
         )
         for _ in range(self.config.posterior_steps):
@@ -151,22 +171,32 @@ class AmortizedEM(WithSolver):
         assert ctx.prior is not None and ctx.posterior is not None
         own, generator = self.config, ctx.streams.get("expectation")
         with torch.no_grad(), self.serving():
-            if ctx.step % own.calibrate_every == 0:
-                calibration = ctx.streams.get("calibration")
-                # The prior's own samples: on those that it was trained on its error is smaller,
-                # and every lap would lose some variance.
-                images = ctx.prior("sample", _CALIBRATED_ON, calibration)
-                self.solver.calibrate(ctx.prior, images, calibration)
-            if own.start == "flow":
-                begin = ctx.posterior("sample", batch.observation, own.chains, generator)
-            else:
-                begin = self._samples[:, batch.index]
-            drawn, nfe = self.solver.sample(
-                ctx.prior, batch.observation, own.chains, generator, begin, self._sigma
-            )
-            self._samples[:, batch.index] = drawn
+            drawn, nfe = self._samples[:, batch.index], 0
+            if ctx.step >= self._started:
+                if (ctx.step - self._started) % own.calibrate_every == 0:
+                    self._calibrate(ctx)
+                if own.start == "flow":
+                    drawn = ctx.posterior("sample", batch.observation, own.chains, generator)
+                drawn, nfe = self.solver.sample(
+                    ctx.prior, batch.observation, own.chains, generator, drawn, self._sigma
+                )
+                self._samples[:, batch.index] = drawn
+                images, more = self.solver.marginal(ctx.prior, batch.observation, drawn, generator)
+                self._pool.put(batch.index, images)
+                nfe += more
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
         return -float(likelihood.mean()), float(nfe)
+
+    def _calibrate(self, ctx: RunContext) -> None:
+        """Tells the solver how wrong the prior is.
+
+        On the prior's own samples: on those that it was trained on its error is smaller, and every
+        lap would lose some variance.
+        """
+        assert ctx.prior is not None
+        generator = ctx.streams.get("calibration")
+        images = ctx.prior("sample", _CALIBRATED_ON, generator)
+        self.solver.calibrate(ctx.prior, images, generator)
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
         """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""
@@ -199,14 +229,16 @@ class AmortizedEM(WithSolver):
         return self._samples.flatten(0, 1)[picked], picked % total
 
     def state(self) -> MethodState:
-        """Adds the samples of all measurements."""
+        """Adds the samples and the images of all measurements."""
         state = super().state()
         state.tensors["samples"] = self._samples
+        state.tensors["images"] = self._pool.images
         return state
 
     def load_state(self, state: MethodState) -> None:
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device).clone()
+        self._pool.put(slice(None), state.tensors["images"])
 
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

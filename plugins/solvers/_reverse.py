@@ -1,4 +1,4 @@
-r"""Draws of x₀ given x_σ, by the reverse diffusion with drawn images.
+r"""Reverse diffusion: draws of x₀ given x_σ, and the deterministic map from x_σ to x₀.
 
 From σ to σ' < σ, with x₀ drawn from N(D(x_σ, σ), C(σ)),
 
@@ -7,8 +7,15 @@ From σ to σ' < σ, with x₀ drawn from N(D(x_σ, σ), C(σ)),
 which is q(x_σ' | x₀, x_σ). With D in the place of x₀ each step would lose variance, the more the
 fewer steps there are (`tests.benchmarks.samplers`, the rows that plug the mean in).
 
-Reference: Denoising Diffusion Probabilistic Models (Ho et al., 2020), equation 7,
-https://arxiv.org/abs/2006.11239
+The probability-flow ODE maps x_σ to one x₀. That is no draw of x₀ given x_σ, but where x_σ has the
+prior's distribution at σ, x₀ has the prior's at 0.
+
+References:
+    | Denoising Diffusion Probabilistic Models (Ho et al., 2020), equation 7
+    | https://arxiv.org/abs/2006.11239
+
+    | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+    | https://arxiv.org/abs/2206.00364
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ from flowdiff.core import DiffusionPrior, expand, randn
 
 from ._error_covariance import ErrorCovariance
 
-__all__ = ["ancestral", "draw_clean", "karras_levels"]
+__all__ = ["ancestral", "draw_clean", "karras_levels", "transport"]
 
 _RHO = 3.0
 """Exponent of the noise levels: between even ones (1) and nearly geometric ones (7)."""
@@ -55,6 +62,29 @@ def draw_clean(
         x0 = prior("denoise", x, here) + errors.draw(here, generator)
         x = ancestral(x, x0, here, there, generator)
     return x
+
+
+@torch.no_grad()
+def transport(prior: DiffusionPrior, x: Tensor, sigma: Tensor, steps: int) -> tuple[Tensor, int]:
+    """x₀ from x_σ along the probability-flow ODE, by Heun's method.
+
+    Args:
+        prior: the prior.
+        x: noisy images, with shape (N, C, *spatial).
+        sigma: noise level of each, with shape (N,).
+        steps: steps of the method, two network evaluations each, and one at the end.
+
+    Returns:
+        Images with the shape of x, and the network evaluations for each.
+    """
+    last = torch.full_like(sigma, prior.sigma_min).minimum(sigma)
+    levels = karras_levels(sigma, last, steps + 1, _RHO)
+    for here, there in pairwise(levels):
+        slope = (x - prior("denoise", x, here)) / expand(here, x)
+        guess = x + expand(there - here, x) * slope
+        corrected = (guess - prior("denoise", guess, there)) / expand(there, x)
+        x = x + expand(0.5 * (there - here), x) * (slope + corrected)
+    return prior("denoise", x, last), 2 * steps + 1
 
 
 def ancestral(

@@ -50,9 +50,30 @@ MISTAKES = (
     Mistake(
         "white noise in the place of the split noise",
         "plugins/solvers/split_gibbs.py",
-        "information.draw(rho.square() * beta, randn(x.shape, generator, x.device))",
+        "information.draw(share, randn(x.shape, generator, x.device))",
         "randn(x.shape, generator, x.device)",
         "tests/science/test_split_gibbs.py::test_gaussian_posterior",
+    ),
+    Mistake(
+        "marginal from the sample alone, without the measurement",
+        "plugins/solvers/split_gibbs.py",
+        "z = _split(information, images, legal, torch.ones_like(legal), generator)",
+        "z = images + expand(legal, images) * randn(images.shape, generator)",
+        "tests/science/test_marginal.py::test_corrects_a_wrong_prior_as_fast_as_stated",
+    ),
+    Mistake(
+        "marginal by Euler's first slope alone",
+        "plugins/solvers/_reverse.py",
+        "expand(0.5 * (there - here), x) * (slope + corrected)",
+        "expand(there - here, x) * slope",
+        "tests/science/test_marginal.py::test_has_the_priors_covariance",
+    ),
+    Mistake(
+        "projection of the pool without its mean",
+        "plugins/methods/_pool.py",
+        "shift = shift + self.mean - bounds.project(images + shift).mean(0)",
+        "shift = torch.zeros_like(self.mean)",
+        "tests/science/test_pool.py",
     ),
     Mistake(
         "weights between the levels with the wrong sign",

@@ -110,6 +110,29 @@ def test_renews_only_the_batch() -> None:
     assert figures["nfe"] > 0
 
 
+def test_learns_the_bounded_start_before_the_first_e_step() -> None:
+    settings = settings_of({**SHORT, "method.start_share": 0.5})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    live = Session.build(resolve(request, get_registry()), get_registry())
+    assert isinstance(live.method, AmortizedEM)
+    first = live.method._pool.images.clone()
+    assert float(first.abs().max()) <= 1
+    assert advance(live, 2)["nfe"] == 0
+    assert torch.equal(live.method._pool.images, first)
+    assert advance(live, 1)["nfe"] > 0
+    assert not torch.equal(live.method._pool.images, first)
+
+
+def test_bounds_can_be_left_unused() -> None:
+    settings = settings_of({**SHORT, "method.bounds": False, "method.start_share": 0.5})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    live = Session.build(resolve(request, get_registry()), get_registry())
+    assert isinstance(live.method, AmortizedEM)
+    assert torch.equal(live.method._pool.images, live.method._samples)
+    assert float(live.method._samples.abs().max()) > 1
+    assert advance(live, 1)["nfe"] > 0
+
+
 def test_resume_is_bit_equal(tmp_path: Path) -> None:
     live = session()
     advance(live, 2)

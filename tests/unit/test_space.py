@@ -47,3 +47,11 @@ def test_bad_shapes(shape: tuple[int, ...]) -> None:
 def test_bad_ranges(value_range: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="lo < hi"):
         ImageSpace((1, 2, 2), value_range)
+
+
+def test_projects_onto_bounds_only_where_they_are_promised() -> None:
+    x = torch.tensor([-2.0, 0.5, 3.0])
+    assert ImageSpace((3,)).project(x) is x
+    assert ImageSpace((3,), bounded=True).project(x).tolist() == [-1.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="bounded"):
+        ImageSpace((3,), None, bounded=True)

@@ -1,0 +1,84 @@
+r"""The images that the prior of an EM learns from: kept between E-steps, inside the data's bounds.
+
+Where the data promises bounds (`ImageSpace.bounded`), clean images lie in a box, and no Gaussian
+does. What a prior learns from is then projected onto it. A projection alone would move the mean:
+of a background pixel at the lower bound only the noise above it is left, and EM needs very many
+laps to bring the mean back, since the prior has become sure of it. But the mean is what
+measurements tell at once, and it is known from the Gaussian fit, so the projection holds it: the
+pool becomes clip(x + δ) with one δ for each pixel, which is the Euclidean projection onto the
+images in the box that have that mean together.
+
+For the same reason the first images are brought to the fitted moments *inside* the box.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowdiff.core import Gaussian, ImageSpace
+
+__all__ = ["Pool", "within_bounds"]
+
+_ROUNDS = 3
+"""Of the fixed-point iteration for δ. The mean is an estimate: to the last digit is not wanted."""
+_COUNTED = 4096
+"""Images that the mean is taken over; the rest of a large pool is like them."""
+_FITTED = 12
+
+
+class Pool:
+    """Images of every measurement.
+
+    Args:
+        images: with shape (n, N, C, *spatial).
+        mean: mean that the images inside the bounds shall have, with shape (C, *spatial).
+        bounds: a bounded space to project onto; None to leave the images as they are.
+    """
+
+    def __init__(self, images: Tensor, mean: Tensor, bounds: ImageSpace | None) -> None:
+        self.images = images
+        self.bounds = bounds
+        self.mean = mean if bounds is None else bounds.project(mean)
+        self._shift: Tensor | None = None
+
+    def put(self, index: Tensor | slice, images: Tensor) -> None:
+        """Replaces the images (n, B, C, *spatial) of the measurements `index`, B of them."""
+        self.images[:, index] = images
+        self._shift = None
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random images of the pool, with shape (count, C, *spatial)."""
+        flat = self.images.flatten(0, 1)
+        picked = torch.randint(len(flat), (count,), generator=generator, device=generator.device)
+        chosen = flat[picked.to(flat.device)]
+        if self.bounds is None:
+            return chosen
+        if self._shift is None:
+            self._shift = self._find_shift(self.bounds, flat[:: -(-len(flat) // _COUNTED)])
+        return self.bounds.project(chosen + self._shift)
+
+    def _find_shift(self, bounds: ImageSpace, images: Tensor) -> Tensor:
+        """δ, with shape (C, *spatial)."""
+        shift = torch.zeros_like(self.mean)
+        for _ in range(_ROUNDS):
+            shift = shift + self.mean - bounds.project(images + shift).mean(0)
+        return shift
+
+
+def within_bounds(images: Tensor, fit: Gaussian) -> Tensor:
+    """Images in the bounds that have a Gaussian's mean and variances, as far as the bounds allow.
+
+    Args:
+        images: samples of about those moments, with shape (N, C, *spatial).
+        fit: the moments, in its own basis; its space has the bounds.
+
+    Returns:
+        Images with that shape, by alternating projections.
+    """
+    images = fit.space.project(images)
+    for _ in range(_FITTED):
+        c = fit.analyse(images - images.mean(0))
+        ratio = fit.variances / c.square().mean(0).clamp_min(torch.finfo(c.dtype).tiny)
+        images = fit.space.project(fit.mean + fit.synthesise(c * ratio.sqrt()))
+    return images
