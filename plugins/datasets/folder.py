@@ -77,7 +77,9 @@ class Folder(Dataset):
         """Shape of the first file, or of what `size` makes of it."""
         channels, height, width = read_image(self.files[0])[0].shape
         side = self.settings.size
-        return ImageSpace((channels, side or height, side or width), bounded=True)
+        # A range of the user's own says where black and white are, not that nothing lies beyond.
+        bounded = self.settings.range is None
+        return ImageSpace((channels, side or height, side or width), bounded=bounded)
 
     def load(self) -> tuple[Tensor, Tensor]:
         images = [self._read(path) for path in self.files]

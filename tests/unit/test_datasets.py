@@ -53,8 +53,8 @@ def test_declared_space_holds(dataset: Dataset) -> None:
     assert images.dtype == torch.float32
     assert images.shape[1:] == space.shape
     assert space.value_range == (-1.0, 1.0)
-    assert images.min() >= -1
-    assert images.max() <= 1
+    assert space.bounded
+    assert torch.equal(space.project(images), images)
     assert images.max() - images.min() > 1.9, "the range is used"
     assert sources.shape == (len(images),)
     assert sources.dtype == torch.int64
@@ -277,6 +277,16 @@ def test_range_serves_12_bit_cameras(tmp_path: Path) -> None:
     write(tmp_path / "a.png", np.array([[0, 4095]] * 2, dtype=np.uint16))
     images, _ = folder(tmp_path, range=(0, 4095)).load()
     assert images[0, 0, 0].tolist() == [-1.0, 1.0]
+
+
+def test_only_a_range_of_the_files_own_is_a_bound(tmp_path: Path) -> None:
+    np.save(tmp_path / "beyond.npy", np.linspace(-1, 5, 64, dtype=np.float32).reshape(8, 8))
+    given = folder(tmp_path, range=(0, 4))
+    assert float(given.load()[0].max()) > 1
+    assert not given.space.bounded
+    (tmp_path / "own").mkdir()
+    write(tmp_path / "own" / "grey.png", grey())
+    assert folder(tmp_path / "own").space.bounded
 
 
 def test_wide_integers_need_a_range(tmp_path: Path) -> None:
