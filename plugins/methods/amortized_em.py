@@ -14,8 +14,9 @@ projected onto them (`flowdiff.plugins.methods._pool`). Only a batch is renewed 
 nothing is ever restarted, and θ moves slowly against them (stochastic approximation).
 
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
-the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
-another datum. It so meets more measurements than there are data and cannot learn them by heart.
+the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample x of the
+prior, as in the sleep phase of wake-sleep. It so meets more images and more measurements than
+there are data and cannot learn them by heart.
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
 and the first samples are those of its posterior. Where there are bounds, the prior first learns
@@ -28,6 +29,9 @@ References:
 
     | Convergence of a Stochastic Approximation Version of the EM Algorithm (Delyon et al., 1999)
     | https://doi.org/10.1214/aos/1018031103
+
+    | The "Wake-Sleep" Algorithm for Unsupervised Neural Networks (Hinton et al., 1995)
+    | https://doi.org/10.1126/science.7761831
 
     | Integrating Amortized Inference with Diffusion Models for Learning Clean Distribution from
     | Corrupted Images (Wang et al., 2024)
@@ -64,6 +68,8 @@ __all__ = ["AmortizedEM"]
 
 _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
+_KEPT = 8
+"""Calibrations whose samples the flow still learns from."""
 
 
 class AmortizedEM(WithSolver):
@@ -87,7 +93,10 @@ class AmortizedEM(WithSolver):
         posterior_steps: int = Field(3, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
-            0.5, ge=0, le=1, description="share of simulated pairs in the φ-step"
+            0.5,
+            ge=0,
+            le=1,
+            description="share of simulated pairs in the φ-step, of the prior's samples",
         )
         reverse_kl: float = Field(
             0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
@@ -103,7 +112,9 @@ class AmortizedEM(WithSolver):
             "prior learns the fitted Gaussian inside them",
         )
         calibrate_every: int = Field(
-            50, ge=1, description="steps between two calibrations of the solver"
+            25,
+            ge=1,
+            description="steps between two calibrations of the solver, on new prior samples",
         )
 
     roles = Roles(prior=True, posterior=True, density=True)
@@ -125,6 +136,7 @@ class AmortizedEM(WithSolver):
         if bounded:
             images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
         self._pool = Pool(images.clone(), ctx.moments.mean, ctx.space if bounded else None)
+        self._dreams = self._samples.new_zeros(0, *ctx.space.shape)
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
         self.trainables = {
             "prior": Trainable(ctx.prior, own.optim_prior, ctx.total_steps * own.prior_steps),
@@ -188,15 +200,16 @@ class AmortizedEM(WithSolver):
         return -float(likelihood.mean()), float(nfe)
 
     def _calibrate(self, ctx: RunContext) -> None:
-        """Tells the solver how wrong the prior is.
+        """Tells the solver how wrong the prior is, on samples of the prior, and keeps those.
 
-        On the prior's own samples: on those that it was trained on its error is smaller, and every
-        lap would lose some variance.
+        On those that the prior was trained on its error is smaller, and every lap would lose some
+        variance.
         """
         assert ctx.prior is not None
         generator = ctx.streams.get("calibration")
         images = ctx.prior("sample", _CALIBRATED_ON, generator)
         self.solver.calibrate(ctx.prior, images, generator)
+        self._dreams = torch.cat([images, self._dreams])[: _KEPT * _CALIBRATED_ON]
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
         """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""
@@ -204,9 +217,14 @@ class AmortizedEM(WithSolver):
         own = self.config
         images, index = self._recall(own.posterior_batch, ctx)
         real = len(images) - round(own.rehearsal * len(images))
-        observation = with_simulated(
-            ctx.observations[index], images[real:], ctx.streams.get("rehearsal")
-        )
+        rehearsal = ctx.streams.get("rehearsal")
+        if len(self._dreams):
+            count = (len(images) - real,)
+            picked = torch.randint(
+                len(self._dreams), count, generator=rehearsal, device=rehearsal.device
+            )
+            images = torch.cat([images[:real], self._dreams[picked.to(self._dreams.device)]])
+        observation = with_simulated(ctx.observations[index], images[real:], rehearsal)
         forward = -ctx.posterior("log_prob", images, observation).mean()
         loss = forward
         if own.reverse_kl > 0:
@@ -229,16 +247,18 @@ class AmortizedEM(WithSolver):
         return self._samples.flatten(0, 1)[picked], picked % total
 
     def state(self) -> MethodState:
-        """Adds the samples and the images of all measurements."""
+        """Adds the samples and the images of all measurements, and the samples of the prior."""
         state = super().state()
         state.tensors["samples"] = self._samples
         state.tensors["images"] = self._pool.images
+        state.tensors["dreams"] = self._dreams
         return state
 
     def load_state(self, state: MethodState) -> None:
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device).clone()
         self._pool.put(slice(None), state.tensors["images"])
+        self._dreams = state.tensors["dreams"].to(self._samples.device).clone()
 
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

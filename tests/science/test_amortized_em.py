@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import flowdiff
-from flowdiff.core import ImageSpace, RunContext, get_registry, seeded
+from flowdiff.core import ImageSpace, Observation, RunContext, get_registry, seeded
 from flowdiff.core.assembly import build_operator
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, resolve, settings_of
@@ -34,6 +35,7 @@ SHORT = {
     "method.reverse_steps": 2,
     "method.prior_steps": 1,
     "method.posterior_steps": 1,
+    "prior.sampler_steps": 2,
 }
 
 
@@ -98,6 +100,30 @@ def test_pairs_of_the_flow_are_data_or_simulated(monkeypatch: pytest.MonkeyPatch
     assert float(noise.std()) == pytest.approx(0.2, rel=0.2)
     advance(live, 3)
     assert content_hash({"y": ctx.observations.y}) == frozen
+
+
+def test_the_flow_rehearses_on_samples_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there are any, simulated pairs are of them, and real ones are still of the data."""
+    live = session()
+    method, ctx = live.method, live.context
+    assert isinstance(method, AmortizedEM)
+    advance(live, 1)
+    assert len(method._dreams) == 512
+    seen: list[tuple[Tensor, Tensor]] = []
+    simulate = with_simulated
+
+    def watched(observation: Observation, images: Tensor, generator: torch.Generator) -> Any:
+        found = simulate(observation, images, generator)
+        seen.append((images, found.y[: len(found) - len(images)]))
+        return found
+
+    monkeypatch.setattr("flowdiff.plugins.methods.amortized_em.with_simulated", watched)
+    advance(live, 1)
+    images, real = seen[0]
+    dreams = method._dreams
+    assert all((dreams == image).flatten(1).all(1).any() for image in images)
+    y = ctx.observations.y
+    assert all((y == one).flatten(1).all(1).any() for one in real)
 
 
 def test_renews_only_the_batch() -> None:
