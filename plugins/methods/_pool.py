@@ -8,7 +8,7 @@ measurements tell at once, and it is known from the Gaussian fit, so the project
 pool becomes clip(x + δ) with one δ for each pixel, which is the Euclidean projection onto the
 images in the box that have that mean together.
 
-For the same reason the first images are brought to the fitted moments *inside* the box.
+For the same reason the first images are brought near the fitted moments *inside* the box.
 """
 
 from __future__ import annotations
@@ -67,7 +67,11 @@ class Pool:
 
 
 def within_bounds(images: Tensor, fit: Gaussian) -> Tensor:
-    """Images in the bounds that have a Gaussian's mean and variances, as far as the bounds allow.
+    """Images in the bounds, with a Gaussian's mean and about its variances.
+
+    The variances that the projection has left are brought back to the fitted ones s in the strong
+    directions, and in the weak ones kept: there the fit has more of the noise in it. The exponent
+    between the two is s/(s + s̄), with the mean s̄.
 
     Args:
         images: samples of about those moments, with shape (N, C, *spatial).
@@ -77,8 +81,16 @@ def within_bounds(images: Tensor, fit: Gaussian) -> Tensor:
         Images with that shape, by alternating projections.
     """
     images = fit.space.project(images)
+    left = _variances(images, fit)
+    weight = fit.variances / (fit.variances + fit.variances.mean())
+    wanted = left * (fit.variances / left) ** weight
     for _ in range(_FITTED):
         c = fit.analyse(images - images.mean(0))
-        ratio = fit.variances / c.square().mean(0).clamp_min(torch.finfo(c.dtype).tiny)
-        images = fit.space.project(fit.mean + fit.synthesise(c * ratio.sqrt()))
+        factor = (wanted / _variances(images, fit)).sqrt()
+        images = fit.space.project(fit.mean + fit.synthesise(c * factor))
     return images
+
+
+def _variances(images: Tensor, fit: Gaussian) -> Tensor:
+    """Variances (d,) in the basis of the fit, above 0."""
+    return fit.analyse(images - images.mean(0)).square().mean(0).clamp_min(1e-12)

@@ -69,6 +69,13 @@ MISTAKES = (
         "tests/science/test_marginal.py::test_has_the_priors_covariance",
     ),
     Mistake(
+        "marginal that ends at the denoised image",
+        "plugins/solvers/_reverse.py",
+        'return 0.5 * (x + prior("denoise", x, last))',
+        'return prior("denoise", x, last)',
+        "tests/science/test_marginal.py::test_has_the_priors_covariance",
+    ),
+    Mistake(
         "projection of the pool without its mean",
         "plugins/methods/_pool.py",
         "shift = shift + self.mean - bounds.project(images + shift).mean(0)",

@@ -31,14 +31,14 @@ def test_has_the_priors_covariance(problem: str) -> None:
     answer = exact.posterior(observation)
     assert answer is not None
     x = answer.sample(1, make(5)).float()
-    images, nfe = solver(space, transport_steps=8).marginal(
-        Exact(exact, space), observation, x, make(6)
-    )
+    prior = Exact(exact, space)
+    prior.sigma_min = 0.05  # half the smallest standard deviation: the last step counts
+    images, nfe = solver(space, transport_steps=8).marginal(prior, observation, x, make(6))
     assert images.shape == x.shape
     assert nfe == 17
     powers, basis = torch.linalg.eigh(exact.covariances[0])
     found = (images[0].double().flatten(1) @ basis).var(0)
-    assert torch.allclose(found / powers, torch.ones_like(powers), atol=0.12)
+    assert torch.allclose(found / powers, torch.ones_like(powers), atol=0.08)
 
 
 def white(variance: float) -> GaussianMixture:
