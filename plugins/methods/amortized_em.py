@@ -14,9 +14,9 @@ projected onto them (`flowdiff.plugins.methods._pool`). Only a batch is renewed 
 nothing is ever restarted, and θ moves slowly against them (stochastic approximation).
 
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
-the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample x of the
-prior, as in the sleep phase of wake-sleep. It so meets more images and more measurements than
-there are data and cannot learn them by heart.
+the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
+another datum, or (``rehearse_on=prior``) from one of the prior, as in the sleep phase of
+wake-sleep. It so meets more measurements than there are data and cannot learn them by heart.
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
 and the first samples are those of its posterior. Where there are bounds, the prior first learns
@@ -96,7 +96,10 @@ class AmortizedEM(WithSolver):
             0.5,
             ge=0,
             le=1,
-            description="share of simulated pairs in the φ-step, of the prior's samples",
+            description="share of simulated pairs in the φ-step",
+        )
+        rehearse_on: Literal["samples", "prior"] = Field(
+            "samples", description="whose samples those are of: other data's, or the prior's own"
         )
         reverse_kl: float = Field(
             0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
@@ -200,7 +203,7 @@ class AmortizedEM(WithSolver):
         return -float(likelihood.mean()), float(nfe)
 
     def _calibrate(self, ctx: RunContext) -> None:
-        """Tells the solver how wrong the prior is, on samples of the prior, and keeps those.
+        """Tells the solver how wrong the prior is, on samples of the prior.
 
         On those that the prior was trained on its error is smaller, and every lap would lose some
         variance.
@@ -209,7 +212,8 @@ class AmortizedEM(WithSolver):
         generator = ctx.streams.get("calibration")
         images = ctx.prior("sample", _CALIBRATED_ON, generator)
         self.solver.calibrate(ctx.prior, images, generator)
-        self._dreams = torch.cat([images, self._dreams])[: _KEPT * _CALIBRATED_ON]
+        if self.config.rehearse_on == "prior":
+            self._dreams = torch.cat([images, self._dreams])[: _KEPT * _CALIBRATED_ON]
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
         """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""

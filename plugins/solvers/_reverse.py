@@ -84,8 +84,8 @@ def transport(prior: DiffusionPrior, x: Tensor, sigma: Tensor, steps: int) -> tu
         guess = x + expand(there - here, x) * slope
         corrected = (guess - prior("denoise", guess, there)) / expand(there, x)
         x = x + expand(0.5 * (there - here), x) * (slope + corrected)
-    # To σ = 0 the map goes half the way to D: from there on it shrinks a direction of variance v by
-    # (v/(v + σ²))^½, and D by its square, which EM would multiply lap after lap.
+    # To σ = 0 the map goes half the way to D: it shrinks a direction of variance v by
+    # (v/(v + σ²))^½, and D by the square of that, which EM would multiply lap after lap.
     return 0.5 * (x + prior("denoise", x, last)), 2 * steps + 1
 
 

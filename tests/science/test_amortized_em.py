@@ -104,7 +104,9 @@ def test_pairs_of_the_flow_are_data_or_simulated(monkeypatch: pytest.MonkeyPatch
 
 def test_the_flow_rehearses_on_samples_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there are any, simulated pairs are of them, and real ones are still of the data."""
-    live = session()
+    settings = settings_of({**SHORT, "method.rehearse_on": "prior"})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    live = Session.build(resolve(request, get_registry()), get_registry())
     method, ctx = live.method, live.context
     assert isinstance(method, AmortizedEM)
     advance(live, 1)
