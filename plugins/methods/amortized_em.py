@@ -20,8 +20,8 @@ wake-sleep. It so meets more measurements than there are data and cannot learn t
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
 and the first samples are those of its posterior. Where there are bounds, the prior first learns
-those samples as they are inside the bounds, with the fitted moments. No clean image and no second
-noise of a datum enters.
+those samples brought inside them, near the fitted moments. No clean image and no second noise of a
+datum enters.
 
 References:
     | Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024)
