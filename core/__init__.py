@@ -46,7 +46,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "part": ("BuildContext", "Part", "PartConfig"),
     "posterior": ("AmortizedPosterior",),
     "prior": ("DiffusionPrior", "Prior", "expand"),
-    "random": ("Streams", "derive_seed", "randn", "seeded"),
+    "random": ("Streams", "derive_seed", "randn", "random_rows", "seeded"),
     "registry": ("Registry", "get_registry"),
     "solver": ("Solver",),
     "space": ("ImageSpace",),
@@ -125,6 +125,7 @@ if TYPE_CHECKING:
     from .random import Streams as Streams
     from .random import derive_seed as derive_seed
     from .random import randn as randn
+    from .random import random_rows as random_rows
     from .random import seeded as seeded
     from .registry import Registry as Registry
     from .registry import get_registry as get_registry

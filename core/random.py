@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["Streams", "derive_seed", "randn", "seeded"]
+__all__ = ["Streams", "derive_seed", "randn", "random_rows", "seeded"]
 
 
 def derive_seed(root: int, name: str) -> int:
@@ -65,6 +65,12 @@ def randn(
     """Standard normal draws of the given shape, made on the generator's device."""
     x = torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
     return x if device is None else x.to(device)
+
+
+def random_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` entries of x (N, …), drawn with replacement; with shape (count, …)."""
+    index = torch.randint(len(x), (count,), generator=generator, device=generator.device)
+    return x[index.to(x.device)]
 
 
 @contextmanager

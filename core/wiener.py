@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .gaussian import Gaussian
 from .observation import Observation, Params
 from .operator import ForwardOperator
-from .random import randn
+from .random import randn, random_rows
 
 __all__ = [
     "AffineMap",
@@ -331,8 +331,7 @@ def spectral_power(
         generator = torch.Generator(device).manual_seed(0)
     own = {}
     for key, value in params.items():
-        pick = torch.randint(len(value), (probes,), generator=generator, device=generator.device)
-        own[key] = value[pick.to(value.device)]
+        own[key] = random_rows(value, probes, generator)
     signs = randn((probes, gaussian.space.dimension), generator, device).sign()
     image = gaussian.synthesise(signs)
     zero = operator(torch.zeros_like(image), own)

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowdiff.core import BuildContext, Params, PartConfig, UserError
+from flowdiff.core import BuildContext, Params, PartConfig, UserError, random_rows
 
 from ._array_files import read_array
 from ._boundary import BOUNDARIES, Boundary
@@ -84,10 +84,7 @@ class KernelBlur(Convolution):
     ) -> dict[str, Tensor]:
         if len(self.kernels) == 1:
             return {}
-        index = torch.randint(
-            len(self.kernels), (shape[0],), generator=generator, device=generator.device
-        )
-        return {"kernel": self.kernels[index.to(self.kernels.device)].float().to(device)}
+        return {"kernel": random_rows(self.kernels, shape[0], generator).float().to(device)}
 
     def kernel(self, params: Params) -> Tensor:
         return self.kernels if len(self.kernels) == 1 else params["kernel"]

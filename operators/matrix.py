@@ -31,6 +31,7 @@ from flowdiff.core import (
     TensorSpec,
     UserError,
     randn,
+    random_rows,
 )
 
 from ._array_files import read_array
@@ -132,10 +133,7 @@ class Matrix(DeterministicMap):
             return {}
         if self.choices is None:
             return {"matrix": self._random(shape[0], generator).to(device)}
-        index = torch.randint(
-            len(self.choices), (shape[0],), generator=generator, device=generator.device
-        )
-        return {"matrix": self.choices[index.to(self.choices.device)].float().to(device)}
+        return {"matrix": random_rows(self.choices, shape[0], generator).float().to(device)}
 
     def _times(self, matrix: Tensor, v: Tensor) -> Tensor:
         """(m, d) or (B, m, d) times (B, d)."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowdiff.core import Gaussian, ImageSpace
+from flowdiff.core import Gaussian, ImageSpace, random_rows
 
 __all__ = ["Pool", "within_bounds"]
 
@@ -50,8 +50,7 @@ class Pool:
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Random images of the pool, with shape (count, C, *spatial)."""
         flat = self.images.flatten(0, 1)
-        picked = torch.randint(len(flat), (count,), generator=generator, device=generator.device)
-        chosen = flat[picked.to(flat.device)]
+        chosen = random_rows(flat, count, generator)
         if self.bounds is None:
             return chosen
         if self._shift is None:

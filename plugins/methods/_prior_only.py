@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from flowdiff.core import (
     Roles,
     RunContext,
     Trainable,
+    random_rows,
 )
 
 from ._score_matching import score_matching
@@ -61,13 +61,7 @@ class PriorOnly(Method):
         generator = ctx.streams.get("buffer")
 
         def draw() -> Tensor:
-            index = torch.randint(
-                len(self._images),
-                (self.config.prior_batch,),
-                generator=generator,
-                device=generator.device,
-            )
-            return self._images[index.to(self._images.device)]
+            return random_rows(self._images, self.config.prior_batch, generator)
 
         loss, norm = score_matching(ctx, self.trainables["prior"], draw, self.config.prior_steps)
         return {"loss": loss, "denoising": loss, "grad_prior": norm}

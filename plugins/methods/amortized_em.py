@@ -55,6 +55,7 @@ from flowdiff.core import (
     Trainable,
     Wiener,
     frozen,
+    random_rows,
 )
 
 from ._elbo import negative_elbo
@@ -223,11 +224,8 @@ class AmortizedEM(WithSolver):
         real = len(images) - round(own.rehearsal * len(images))
         rehearsal = ctx.streams.get("rehearsal")
         if len(self._dreams):
-            count = (len(images) - real,)
-            picked = torch.randint(
-                len(self._dreams), count, generator=rehearsal, device=rehearsal.device
-            )
-            images = torch.cat([images[:real], self._dreams[picked.to(self._dreams.device)]])
+            dreamt = random_rows(self._dreams, len(images) - real, rehearsal)
+            images = torch.cat([images[:real], dreamt])
         observation = with_simulated(ctx.observations[index], images[real:], rehearsal)
         forward = -ctx.posterior("log_prob", images, observation).mean()
         loss = forward

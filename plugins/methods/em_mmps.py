@@ -37,6 +37,7 @@ from flowdiff.core import (
     RunContext,
     Trainable,
     Wiener,
+    random_rows,
     whitened_squares,
 )
 
@@ -104,14 +105,7 @@ class EMMMPS(WithSolver):
 
     def _recall(self, ctx: RunContext) -> Tensor:
         """Random posterior samples, with shape (prior_batch, C, *spatial)."""
-        generator = ctx.streams.get("buffer")
-        index = torch.randint(
-            len(self._samples),
-            (self.config.prior_batch,),
-            generator=generator,
-            device=generator.device,
-        )
-        return self._samples[index.to(ctx.device)]
+        return random_rows(self._samples, self.config.prior_batch, ctx.streams.get("buffer"))
 
     @torch.no_grad()
     def _sample_all(self, lap: int, ctx: RunContext) -> None:

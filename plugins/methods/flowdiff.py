@@ -42,6 +42,7 @@ from flowdiff.core import (
     RunContext,
     Trainable,
     frozen,
+    random_rows,
 )
 
 from ._elbo import negative_elbo
@@ -161,13 +162,7 @@ class FlowDiff(Method):
         self._buffer = torch.cat([self._buffer, x])[-limit:]
 
     def _recall(self, generator: torch.Generator, count: int) -> Tensor:
-        index = torch.randint(
-            len(self._buffer),
-            (count,),
-            generator=generator,
-            device=generator.device,
-        )
-        return self._buffer[index.to(self._buffer.device)]
+        return random_rows(self._buffer, count, generator)
 
     def state(self) -> MethodState:
         """Adds the buffer of flow samples."""
