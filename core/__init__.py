@@ -45,7 +45,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "optim": ("OptimConfig", "Trainable", "frozen"),
     "part": ("BuildContext", "Part", "PartConfig"),
     "posterior": ("AmortizedPosterior",),
-    "prior": ("DiffusionPrior", "Prior", "expand"),
+    "prior": ("DiffusionPrior", "Prior", "expand", "probability_flow"),
     "random": ("Streams", "derive_seed", "randn", "random_rows", "seeded"),
     "registry": ("Registry", "get_registry"),
     "solver": ("Solver",),
@@ -120,6 +120,7 @@ if TYPE_CHECKING:
     from .prior import DiffusionPrior as DiffusionPrior
     from .prior import Prior as Prior
     from .prior import expand as expand
+    from .prior import probability_flow as probability_flow
     from .radiometry import intensity as intensity
     from .radiometry import needs_intensities as needs_intensities
     from .random import Streams as Streams

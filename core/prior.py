@@ -27,6 +27,8 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +37,7 @@ from torch import Tensor, nn
 from .gaussian import Gaussian
 from .part import BuildContext, Part, PartConfig
 
-__all__ = ["DiffusionPrior", "Prior", "expand"]
+__all__ = ["DiffusionPrior", "Prior", "expand", "probability_flow"]
 
 
 class Prior(Part, nn.Module, ABC):
@@ -127,6 +129,30 @@ class DiffusionPrior(Prior):
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """∇ log p_σ(x) = (D(x, σ) − x)/σ² (Tweedie), with the shape of x."""
         return (self.denoise(x, sigma) - x) / expand(sigma, x) ** 2
+
+
+def probability_flow(
+    denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, levels: list[Tensor]
+) -> Tensor:
+    """Heun's second-order method on the probability-flow ODE, two evaluations a step.
+
+    Args:
+        denoise: gives E[x₀ | x_σ = x] for x (B, C, *spatial) and σ (B,).
+        x: images at the first level, with shape (B, C, *spatial).
+        levels: noise levels to pass through, downwards, each of shape (B,).
+
+    Returns:
+        Images at the last level, with the shape of x.
+
+    Reference: Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al.,
+    2022), algorithm 1, https://arxiv.org/abs/2206.00364
+    """
+    for here, there in pairwise(levels):
+        slope = (x - denoise(x, here)) / expand(here, x)
+        guess = x + expand(there - here, x) * slope
+        corrected = (guess - denoise(guess, there)) / expand(there, x)
+        x = x + expand(0.5 * (there - here), x) * (slope + corrected)
+    return x
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:

@@ -27,14 +27,13 @@ References:
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from flowdiff.core import BuildContext, Gaussian, PartConfig, randn
+from flowdiff.core import BuildContext, Gaussian, PartConfig, probability_flow, randn
 
 from ._gaussian_bound import GaussianBound
 from ._levels import Levels
@@ -129,7 +128,7 @@ class EDMPrior(GaussianBound):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, steps: int | None = None) -> Tensor:
-        """Heun's second-order method on the probability-flow ODE (Karras et al., algorithm 1)."""
+        """Heun's method on the probability-flow ODE (`probability_flow`), from σ_max to σ_min."""
         count = steps or self.config.sampler_steps
         device = self.gaussian.mean.device
         ramp = torch.linspace(0, 1, count + 1, device=device)
@@ -138,9 +137,5 @@ class EDMPrior(GaussianBound):
         spread = (self.gaussian.variances + self.sigma_max**2).sqrt()
         z = randn((n, self.space.dimension), generator, device)
         x = self.gaussian.mean + self.gaussian.synthesise(z * spread)
-        for here, there in pairwise(sigma):
-            slope = (x - self.denoise(x, here.expand(n))) / here
-            guess = x + (there - here) * slope
-            corrected = (guess - self.denoise(guess, there.expand(n))) / there
-            x = x + (there - here) * 0.5 * (slope + corrected)
-        return self.denoise(x, sigma[-1].expand(n))
+        levels = [level.expand(n) for level in sigma]
+        return self.denoise(probability_flow(self.denoise, x, levels), levels[-1])

@@ -20,13 +20,14 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from flowdiff.core import DiffusionPrior, expand, randn
+from flowdiff.core import DiffusionPrior, expand, probability_flow, randn
 
 from ._error_covariance import ErrorCovariance
 
@@ -79,11 +80,7 @@ def transport(prior: DiffusionPrior, x: Tensor, sigma: Tensor, steps: int) -> tu
     """
     last = torch.full_like(sigma, prior.sigma_min).minimum(sigma)
     levels = karras_levels(sigma, last, steps + 1, _RHO)
-    for here, there in pairwise(levels):
-        slope = (x - prior("denoise", x, here)) / expand(here, x)
-        guess = x + expand(there - here, x) * slope
-        corrected = (guess - prior("denoise", guess, there)) / expand(there, x)
-        x = x + expand(0.5 * (there - here), x) * (slope + corrected)
+    x = probability_flow(partial(prior, "denoise"), x, levels)
     # To σ = 0 the map goes half the way to D: it shrinks a direction of variance v by
     # (v/(v + σ²))^½, and D by the square of that, which EM would multiply lap after lap.
     return 0.5 * (x + prior("denoise", x, last)), 2 * steps + 1

@@ -63,7 +63,7 @@ MISTAKES = (
     ),
     Mistake(
         "marginal by Euler's first slope alone",
-        "plugins/solvers/_reverse.py",
+        "core/prior.py",
         "expand(0.5 * (there - here), x) * (slope + corrected)",
         "expand(there - here, x) * slope",
         "tests/science/test_marginal.py::test_has_the_priors_covariance",
