@@ -64,7 +64,7 @@ def test_corrects_a_wrong_prior_as_fast_as_stated() -> None:
     z += rho * (1 - share)
     assert float(images.var()) == pytest.approx(z * wrong / (wrong + rho), rel=0.03)
     assert float(x.var()) == pytest.approx(gain**2 * (right + noise) + left, rel=0.03)
-    # Of the error .16 one lap of EM takes .006 away, and this .031.
+    # Of the error .16 one lap of EM takes .006 away, and this .029.
     assert float(images.var()) - wrong > 4 * (float(x.var()) - wrong)
 
 

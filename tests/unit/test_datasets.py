@@ -55,6 +55,8 @@ def test_declared_space_holds(dataset: Dataset) -> None:
     assert space.value_range == (-1.0, 1.0)
     assert space.bounded
     assert torch.equal(space.project(images), images)
+    assert images.min() >= -1
+    assert images.max() <= 1
     assert images.max() - images.min() > 1.9, "the range is used"
     assert sources.shape == (len(images),)
     assert sources.dtype == torch.int64
