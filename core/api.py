@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from .assembly import build_classifier
 from .checkpoint import Checkpoint, latest
 from .config import Request, RunConfig, read_config, resolve, settings_of
 from .controls import ask_for_controls, control_config, merge_controls, wanted_controls
@@ -30,7 +31,6 @@ from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .intake import as_observation
 from .loop import InterruptedRunError, train
-from .metric import Metric
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
@@ -411,20 +411,12 @@ class Run:
                 n=n,
                 images=images,
                 seed=seed,
-                classifier=self._classifier(),
+                classifier=build_classifier(self.registry),
                 progress=progress,
             )
             write_json(self.folder.calibration_file, found)
             self.report()
         return found
-
-    def _classifier(self) -> Metric | None:
-        """The classifier two-sample test, small enough to be trained many times over."""
-        if "c2st" not in self.registry.names("metric"):
-            return None
-        cls: Any = self.registry.load("metric", "c2st")
-        classifier: Metric = cls(cls.Config(folds=2, repeats=1, steps=100, bootstrap=20))
-        return classifier
 
     def report(self) -> Path:
         """Writes report.html anew from what the run folder holds."""

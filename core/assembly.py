@@ -20,7 +20,14 @@ from .random import derive_seed, seeded
 from .registry import Registry
 from .space import ImageSpace
 
-__all__ = ["Assembly", "build_dataset", "build_metrics", "build_operator"]
+__all__ = [
+    "Assembly",
+    "build_classifier",
+    "build_dataset",
+    "build_metrics",
+    "build_operator",
+    "check_sizes",
+]
 
 
 def _factory(registry: Registry) -> Any:
@@ -61,6 +68,15 @@ def build_metrics(config: RunConfig, registry: Registry) -> dict[str, Metric]:
             raise UserError(f"metric {name}: its Config does not derive from MetricConfig")
         metrics[name] = cls(cls.Config(bootstrap=config.eval.bootstrap))
     return metrics
+
+
+def build_classifier(registry: Registry) -> Metric | None:
+    """The classifier two-sample test, small enough to be trained many times; None without it."""
+    if "c2st" not in registry.names("metric"):
+        return None
+    cls: Any = registry.load("metric", "c2st")
+    classifier: Metric = cls(cls.Config(folds=2, repeats=1, steps=100, bootstrap=20))
+    return classifier
 
 
 def check_sizes(metrics: Mapping[str, Metric], config: RunConfig, dataset: Dataset) -> None:

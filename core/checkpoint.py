@@ -20,7 +20,7 @@ from torch import Tensor
 from .errors import UserError
 from .files import write_bytes
 
-__all__ = ["Checkpoint", "latest", "prune"]
+__all__ = ["Checkpoint", "forget_after", "latest", "path_of", "prune"]
 
 SCHEMA = 1
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -38,6 +38,7 @@ class Checkpoint:
         method: the method's JSON state.
         calls: network evaluations so far.
         guard: state of the loop's divergence guard.
+        best: the best check on measurements kept aside, if any.
         seconds: training time so far; the only entry that differs between equal runs.
     """
 
@@ -48,6 +49,7 @@ class Checkpoint:
     method: dict[str, Any] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     guard: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def save(self, folder: Path) -> Path:
@@ -60,9 +62,10 @@ class Checkpoint:
             "method": self.method,
             "calls": self.calls,
             "guard": self.guard,
+            "best": self.best,
             "seconds": self.seconds,
         }
-        path = folder / f"step-{self.step}.safetensors"
+        path = path_of(folder, self.step)
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.tensors.items()}
         write_bytes(path, save(tensors, {"flowdiff": json.dumps(header)}))
         return path
@@ -98,12 +101,18 @@ class Checkpoint:
             header["method"],
             header["calls"],
             header.get("guard", {}),
+            header.get("best", {}),
             header["seconds"],
         )
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below a prefix, without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return folder / f"step-{step}.safetensors"
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:
@@ -122,9 +131,20 @@ def latest(folder: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, and leftovers of interrupted writes."""
-    for _, path in steps(folder)[:-keep]:
-        path.unlink(missing_ok=True)
+def forget_after(folder: Path, step: int) -> None:
+    """Deletes the checkpoints of later steps."""
+    for later, path in steps(folder):
+        if later > step:
+            path.unlink(missing_ok=True)
+
+
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Deletes all but the newest `keep` checkpoints, and leftovers of interrupted writes.
+
+    That of the step `best` stays too.
+    """
+    for step, path in steps(folder)[:-keep]:
+        if step != best:
+            path.unlink(missing_ok=True)
     for path in folder.glob(".step-*.tmp"):
         path.unlink(missing_ok=True)

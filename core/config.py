@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import PluginError, UserError, suggest
 from .part import Part, PartConfig
@@ -48,6 +48,23 @@ class TrainConfig(PartConfig):
     checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    watch_share: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the training measurements that is kept aside to tell when to stop; "
+        "0 for none, and training to the end",
+    )
+    watch_every: int = Field(100, ge=1, description="steps between two checks on those")
+    patience: int = Field(
+        0, ge=0, description="checks without a better one after which training stops; 0: never"
+    )
+
+    @model_validator(mode="after")
+    def _patient(self) -> TrainConfig:
+        if self.patience and not self.watch_share:
+            raise ValueError("patience needs measurements to check on; set train.watch_share=0.1")
+        return self
 
 
 class EvaluationConfig(PartConfig):

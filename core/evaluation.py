@@ -25,9 +25,9 @@ from .progress import Progress
 from .session import Session
 from .space import ImageSpace
 from .statistics import decibels, difference, mean_interval, psnr, rank_coverage, ssim
-from .wiener import AffineMap, Wiener, whitened_squares
+from .wiener import AffineMap, Wiener, reduced_chi_square
 
-__all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll", "whitened_residual"]
+__all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll"]
 
 ELBO_DRAWS = 8
 """Posterior samples per measurement behind the negative ELBO, each with one noise level."""
@@ -387,18 +387,12 @@ def _chi_square(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, An
     }
     for name, drawn in (("posterior", samples), ("gaussian_fit", untrained)):
         values = torch.stack(
-            [whitened_residual(work.heldout, x.to(work.heldout.y.device)) for x in drawn]
+            [reduced_chi_square(work.heldout, x.to(work.heldout.y.device)) for x in drawn]
         ).mean(0)
         found[name] = mean_interval(
             values, work.stream("bootstrap"), work.session.config.eval.bootstrap
         ).to_json()
     return found
-
-
-def whitened_residual(observation: Observation, x: Tensor) -> Tensor:
-    """(y − E[y | x])² over its variance, averaged over observed entries, with shape (B,)."""
-    squares, seen = whitened_squares(observation, x)
-    return (squares.sum(1) / seen.sum(1).clamp_min(1)).to(x.dtype)
 
 
 def _negative_elbo(work: _Work) -> dict[str, Any]:

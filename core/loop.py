@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .checkpoint import prune
+from .checkpoint import Checkpoint, forget_after, path_of, prune
 from .errors import DivergenceError, RunError
 from .folder import RunFolder
 from .method import select
@@ -116,6 +116,8 @@ def train(
         RunError: the disk is full.
     """
     ctx, settings = session.context, session.config.train
+    if session.best.ended:
+        return
     folder.truncate_metrics(ctx.step)
     guard = DivergenceGuard(ctx.space.dimension)
     guard.load_state(session.guard)
@@ -126,8 +128,11 @@ def train(
         session.seconds = before + time.monotonic() - since
         session.guard = guard.state()
         path = session.checkpoint(versions).save(folder.checkpoints)
-        prune(folder.checkpoints, settings.keep)
+        prune(folder.checkpoints, settings.keep, session.best.step or None)
         hooks.checkpoint_saved(path)
+
+    def due(every: int) -> bool:
+        return ctx.step % every == 0 or ctx.step == ctx.total_steps
 
     if ctx.step == 0:
         save()
@@ -136,26 +141,42 @@ def train(
         with _stoppable() as stopped:
             while ctx.step < ctx.total_steps:
                 figures = _step(session, guard)
-                if ctx.step % settings.log_every == 0 or ctx.step == ctx.total_steps:
+                checked, better = {}, False
+                if session.watch is not None and due(settings.watch_every):
+                    checked = session.watch.check(session.method, ctx)
+                    better = session.best.see(ctx.step, checked)
+                    figures |= checked
+                if due(settings.log_every) or checked:
                     _append(folder, {"step": ctx.step, **figures})
                     progress.advance(ctx.step, figures)
                 hooks.step_finished(ctx.step, figures)
-                if (
-                    ctx.step % settings.checkpoint_every == 0
-                    or ctx.step == ctx.total_steps
-                    or stopped()
-                ):
+                if due(settings.checkpoint_every) or better or stopped():
                     save()
                 if stopped():
                     raise InterruptedRunError(
                         f"stopped at step {ctx.step}; continue with "
                         f"flowdiff run --resume {folder.path}"
                     )
+                if 0 < settings.patience <= session.best.worse:
+                    break
+            if session.best.step:
+                _go_back(session, folder)
+                save()
+                forget_after(folder.checkpoints, ctx.step)
     except DivergenceError as error:
         raise DivergenceError(_explain(error, session, folder)) from error
     finally:
         progress.end()
     session.seconds = before + time.monotonic() - since
+
+
+def _go_back(session: Session, folder: RunFolder) -> None:
+    """To the state of the best check; what training has cost stays counted."""
+    best, calls, ended = session.best, session.calls, session.context.step
+    if best.step != ended:
+        session.restore(Checkpoint.load(path_of(folder.checkpoints, best.step)))
+    session.best, session.calls = best, calls
+    best.ended = ended
 
 
 def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assembly import Assembly, build_dataset, build_metrics, check_sizes
+from .assembly import Assembly, build_classifier, build_dataset, build_metrics, check_sizes
 from .checkpoint import Checkpoint
 from .config import RunConfig
 from .dataset import Dataset
@@ -22,6 +22,7 @@ from .metric import Metric
 from .moments import fit_gaussian
 from .random import Streams
 from .registry import Registry
+from .watch import Best, Watch, keep_aside
 
 __all__ = ["Session"]
 
@@ -41,6 +42,8 @@ class Session:
         setup_seconds: time that building took.
         calls: network evaluations so far, counted.
         guard: state of the loop's divergence guard.
+        watch: checks on measurements kept aside, where there are any.
+        best: the best check so far.
     """
 
     config: RunConfig
@@ -53,6 +56,8 @@ class Session:
     setup_seconds: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
     guard: dict[str, float] = field(default_factory=dict)
+    watch: Watch | None = None
+    best: Best = field(default_factory=Best)
 
     @property
     def method(self) -> Method:
@@ -72,7 +77,7 @@ class Session:
     @property
     def clean_images_used(self) -> int:
         """Clean images that training sees: none, but for controls."""
-        return len(self.measurements.train) if self.method.needs_clean else 0
+        return len(self.context.observations) if self.method.needs_clean else 0
 
     @classmethod
     def build(
@@ -108,6 +113,13 @@ class Session:
             if part is not None:
                 part.to(device).eval()
         train = measurements.train.to(device)
+        clean = dataset.split("train").to(device) if assembly.method.needs_clean else None
+        watch = None
+        if config.train.watch_share > 0:
+            chosen = Streams(config.seed).fresh("watch")
+            aside = keep_aside(len(train), config.train.watch_share, chosen).to(device)
+            watch = Watch.of(train[aside], assembly.method, build_classifier(registry))
+            train, clean = train[~aside], None if clean is None else clean[~aside]
         if checkpoint is None:
             moments = fit_gaussian(train, dataset.space, streams.fresh("moments"))
         else:
@@ -124,15 +136,20 @@ class Session:
             build=assembly.context,
             prior=assembly.prior,
             posterior=assembly.posterior,
-            clean=dataset.split("train").to(device) if assembly.method.needs_clean else None,
+            clean=clean,
         )
         assembly.method.setup(context)
-        session = cls(config, dataset, assembly, measurements, context, metrics)
+        session = cls(config, dataset, assembly, measurements, context, metrics, watch=watch)
         if checkpoint is not None:
-            session._restore(checkpoint)
+            session.restore(checkpoint)
         return session
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes to the state of a checkpoint of this run.
+
+        Raises:
+            UserError: it does not fit the configuration.
+        """
         try:
             self.method.load_state(MethodState(checkpoint.part("method/"), checkpoint.method))
         except (RuntimeError, KeyError) as error:
@@ -143,6 +160,7 @@ class Session:
         self.seconds = checkpoint.seconds
         self.calls = dict(checkpoint.calls)
         self.guard = dict(checkpoint.guard)
+        self.best = Best.of(checkpoint.best)
 
     def checkpoint(self, versions: Mapping[str, str]) -> Checkpoint:
         """The present state."""
@@ -159,6 +177,7 @@ class Session:
             state.json,
             dict(self.calls),
             dict(self.guard),
+            self.best.state(),
             self.seconds,
         )
 

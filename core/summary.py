@@ -12,6 +12,13 @@ from .session import Session
 __all__ = ["summarise"]
 
 
+def _watch(session: Session) -> dict[str, Any] | None:
+    """How many measurements were kept aside to tell when to stop, and what they told."""
+    if session.watch is None:
+        return None
+    return {"aside": len(session.watch.aside), "best_step": session.best.step}
+
+
 def summarise(
     session: Session, evaluation: Evaluation, training_calls: dict[str, int], control: bool
 ) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def summarise(
     config, context = session.config, session.context
     figures = dict(evaluation.summary)
     cost = {
-        "training_steps": context.step,
+        "training_steps": session.best.ended or context.step,
         "training_seconds": session.seconds,
         "preparation_seconds": session.setup_seconds,
         "training_network_calls": training_calls,
@@ -57,6 +64,7 @@ def summarise(
             "heldout": len(heldout),
             "digest": session.measurements.digest,
         },
+        "watch": _watch(session),
         "clean_images_used": session.clean_images_used,
         **figures,
         "cost": cost,

@@ -32,6 +32,7 @@ __all__ = [
     "each_entry",
     "flatten_real",
     "observed_precision",
+    "reduced_chi_square",
     "spectral_power",
     "whitened_squares",
 ]
@@ -306,6 +307,15 @@ def whitened_squares(observation: Observation, x: Tensor) -> tuple[Tensor, Tenso
     precision = observed_precision(operator, len(observation), params, variance)
     seen = precision > 0
     return torch.where(seen, error.square() * precision, 0.0), seen
+
+
+def reduced_chi_square(observation: Observation, x: Tensor) -> Tensor:
+    """(y − E[y | x])²/Var[y | x] averaged over what was observed of each of B measurements: (B,).
+
+    Its mean is 1 for exact posterior samples x of the right model.
+    """
+    squares, seen = whitened_squares(observation, x)
+    return (squares.sum(1) / seen.sum(1).clamp_min(1)).to(x.dtype)
 
 
 def spectral_power(

@@ -20,6 +20,10 @@ TITLES = {
     "data": ("data term", "−log p(y | x) of samples of the posterior"),
     "prior": ("prior term", "bound on −log p(x) of samples of the posterior"),
     "entropy": ("entropy", "of the posterior, −log q(x | y)"),
+    "watch_negative_elbo": ("bound, aside", "on −log p(y) of the measurements kept aside"),
+    "watch_chi2": ("χ², aside", "of posterior samples, per entry of the measurements kept aside"),
+    "watch_chi2_seen": ("χ², seen", "the same of measurements that are trained on"),
+    "watch_auc": ("proximal AUC", "new measurements of prior samples against those kept aside"),
     "denoising": ("denoising loss", "weighted squared error that trains the prior"),
 }
 

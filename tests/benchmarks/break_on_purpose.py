@@ -41,6 +41,27 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "watch: χ² of what is seen in the place of what is aside",
+        "core/watch.py",
+        "self._chi_square(self.aside, method, ctx)",
+        "self._chi_square(ctx.observations, method, ctx)",
+        "tests/science/test_watch.py::test_chi_square_catches_a_posterior_that_learned_the_noise_by_heart",
+    ),
+    Mistake(
+        "watch: the run ends as its last state",
+        "core/loop.py",
+        "if best.step != ended:",
+        "if False:",
+        "tests/runs/test_watch.py::test_every_check_is_logged_and_the_best_one_is_the_run",
+    ),
+    Mistake(
+        "watch: the method learns from what is aside",
+        "core/session.py",
+        "train, clean = train[~aside], None if clean is None else clean[~aside]",
+        "pass",
+        "tests/runs/test_watch.py::test_nobody_learns_from_what_is_aside",
+    ),
+    Mistake(
         "the Metropolis rule without the path's own probability",
         "plugins/solvers/split_gibbs.py",
         "beta * gain + path / (2 * rho.square())",
@@ -172,8 +193,8 @@ MISTAKES = (
     Mistake(
         "clean images reach every method",
         "core/session.py",
-        'clean=dataset.split("train").to(device) if assembly.method.needs_clean else None,',
-        'clean=dataset.split("train").to(device),',
+        'clean = dataset.split("train").to(device) if assembly.method.needs_clean else None',
+        'clean = dataset.split("train").to(device)',
         "tests/science/test_controls.py::test_only_the_oracle_gets_clean_images",
     ),
 )

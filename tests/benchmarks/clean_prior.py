@@ -23,9 +23,9 @@ from torch import Tensor
 from flowdiff.core import Wiener, get_registry
 from flowdiff.core.config import Request, parse_setting, resolve, settings_of
 from flowdiff.core.counting import CallCounter
-from flowdiff.core.evaluation import whitened_residual
 from flowdiff.core.session import Session
 from flowdiff.core.statistics import psnr
+from flowdiff.core.wiener import reduced_chi_square
 from tests.science.linear_gaussian import train
 
 PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -138,7 +138,7 @@ def _judge(session: Session) -> dict[str, Any]:
 
 def _summary(x: Tensor, clean: Tensor, session: Session) -> dict[str, float]:
     heldout = session.measurements.heldout[:RESTORED]
-    chi2 = torch.stack([whitened_residual(heldout, draw).mean() for draw in x]).mean()
+    chi2 = torch.stack([reduced_chi_square(heldout, draw).mean() for draw in x]).mean()
     return {"psnr": _quality(x.mean(0), clean, session), "chi2": round(float(chi2), 3)}
 
 

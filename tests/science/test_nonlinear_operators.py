@@ -20,8 +20,8 @@ from flowdiff.core import (
 )
 from flowdiff.core.assembly import build_operator
 from flowdiff.core.config import Request, resolve, settings_of
-from flowdiff.core.evaluation import whitened_residual
 from flowdiff.core.intake import as_observation
+from flowdiff.core.wiener import reduced_chi_square
 from flowdiff.operators.phase_retrieval import PhaseRetrieval
 from flowdiff.operators.saturation import Saturation
 
@@ -192,7 +192,7 @@ def test_chi_square_is_one_at_the_truth(op: str) -> None:
     operator = build(op, space)
     x = -0.6 + 0.4 * normal(400, 1, 4, 5)
     assert (x < -1).any()
-    found = whitened_residual(operator.observe(x, seeded()), x)
+    found = reduced_chi_square(operator.observe(x, seeded()), x)
     error = float(found.std()) / math.sqrt(len(found))
     assert abs(float(found.mean()) - 1) < 4 * error
     assert error < 0.1
@@ -273,7 +273,7 @@ def test_a_sigma_for_each_sample_reaches_everything(shape: tuple[int, ...]) -> N
     torch.testing.assert_close(features[:, 1].flatten(1).amax(1), sigma.log())
     error = observation.y - operator(x, observation.params)
     ratio = error.flatten(1).square().mean(1) / sigma**2
-    torch.testing.assert_close(whitened_residual(observation, x), ratio)
+    torch.testing.assert_close(reduced_chi_square(observation, x), ratio)
     again = as_observation(observation.y, observation.params, operator)
     assert torch.equal(again.log_likelihood(x), observation.log_likelihood(x))
 
