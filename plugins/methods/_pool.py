@@ -8,6 +8,10 @@ measurements tell at once, and it is known from the Gaussian fit, so the project
 pool becomes clip(x + δ) with one δ for each pixel, which is the Euclidean projection onto the
 images in the box that have that mean together.
 
+That a pixel's mean is right over all images does not make it right where it is background. So a
+tone curve is learned from the residuals of the measurements as well
+(`flowdiff.plugins.methods._tone`), and the pool is clip(x + t(x) + δ).
+
 For the same reason the first images are brought near the fitted moments *inside* the box.
 """
 
@@ -16,7 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowdiff.core import Gaussian, ImageSpace, random_rows
+from flowdiff.core import Gaussian, ImageSpace, Observation, random_rows
+
+from ._tone import KNOTS, hats, solve, tone
 
 __all__ = ["Pool", "within_bounds"]
 
@@ -25,6 +31,10 @@ _ROUNDS = 3
 _COUNTED = 4096
 """Images that the mean is taken over; the rest of a large pool is like them."""
 _FITTED = 12
+_STEPS = 2
+"""Gauss-Newton steps of a correction; each begins where the last one ended."""
+_ELEMENTS = 2**20
+"""Pixels that a correction looks at, at most."""
 
 
 class Pool:
@@ -34,17 +44,26 @@ class Pool:
         images: with shape (n, N, C, *spatial).
         mean: mean that the images inside the bounds shall have, with shape (C, *spatial).
         bounds: a bounded space to project onto; None to leave the images as they are.
+
+    Attributes:
+        curve: values of the tone curve at its knots, with shape (KNOTS,).
     """
 
     def __init__(self, images: Tensor, mean: Tensor, bounds: ImageSpace | None) -> None:
         self.images = images
         self.bounds = bounds
         self.mean = mean if bounds is None else bounds.project(mean)
+        self.curve = torch.zeros(KNOTS, device=images.device)
         self._shift: Tensor | None = None
 
     def put(self, index: Tensor | slice, images: Tensor) -> None:
         """Replaces the images (n, B, C, *spatial) of the measurements `index`, B of them."""
         self.images[:, index] = images
+        self._shift = None
+
+    def set_curve(self, curve: Tensor) -> None:
+        """Takes a tone curve, with shape (KNOTS,)."""
+        self.curve = curve
         self._shift = None
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -54,8 +73,42 @@ class Pool:
         if self.bounds is None:
             return chosen
         if self._shift is None:
-            self._shift = self._find_shift(self.bounds, flat[:: -(-len(flat) // _COUNTED)])
-        return self.bounds.project(chosen + self._shift)
+            some = self._toned(flat[:: -(-len(flat) // _COUNTED)], self.curve)
+            self._shift = self._find_shift(self.bounds, some)
+        return self.bounds.project(self._toned(chosen, self.curve) + self._shift)
+
+    def correct(
+        self, observations: Observation, samples: Tensor, generator: torch.Generator
+    ) -> None:
+        """Learns the tone curve anew.
+
+        Args:
+            observations: N measurements, of a linear operator with Gaussian noise.
+            samples: posterior samples of them, with shape (n, N, C, *spatial).
+            generator: chooses some, where there are many.
+        """
+        assert self.bounds is not None and self.bounds.value_range is not None
+        total, measured = samples.shape[0] * samples.shape[1], samples.shape[1]
+        count = min(total, max(_ELEMENTS // samples[0, 0].numel(), 64))
+        picked = torch.randperm(total, generator=generator, device=generator.device)[:count]
+        picked = picked.to(samples.device)
+        x, some = samples.flatten(0, 1)[picked], observations[picked % measured]
+        low, high = self.bounds.value_range
+        basis, curve = hats(x, self.bounds.value_range), self.curve
+        for _ in range(_STEPS):
+            moved = self._toned(x, curve)
+            moved = moved + self._find_shift(self.bounds, moved)
+            images = self.bounds.project(moved)
+            inside = (images == moved).to(x)
+            share = inside.mean(0).clamp_min(1e-3)
+            # δ gives way when the curve moves, so that the mean stays.
+            directions = inside * (basis - (inside * basis).mean(1, keepdim=True) / share)
+            curve = solve(some, images, directions, curve, high - low, measured / count)
+        self.set_curve(curve)
+
+    def _toned(self, x: Tensor, curve: Tensor) -> Tensor:
+        assert self.bounds is not None and self.bounds.value_range is not None
+        return x + tone(x, curve, self.bounds.value_range)
 
     def _find_shift(self, bounds: ImageSpace, images: Tensor) -> Tensor:
         """δ, with shape (C, *spatial)."""

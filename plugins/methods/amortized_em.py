@@ -11,7 +11,8 @@ way few network evaluations suffice; with a chain nothing that is wrong with the
 solver's `marginal` makes of the samples: images with the same distribution where the prior is
 right, from which it learns in fewer laps where it is not. Where the data promises bounds they are
 projected onto them (`flowdiff.plugins.methods._pool`). Only a batch is renewed at a time, so
-nothing is ever restarted, and θ moves slowly against them (stochastic approximation).
+nothing is ever restarted, and θ moves slowly against them (stochastic approximation). The last
+M-step is longer (``finish_share``): the samples stay, and θ and φ learn them.
 
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
 the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
@@ -43,7 +44,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from flowdiff.core import (
@@ -71,6 +72,8 @@ _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
 _KEPT = 8
 """Calibrations whose samples the flow still learns from."""
+_CORRECT_EVERY = 3
+"""E-steps between two corrections of the tone curve."""
 
 
 class AmortizedEM(WithSolver):
@@ -106,7 +109,14 @@ class AmortizedEM(WithSolver):
             0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
         )
         bounds: bool = Field(
-            True, description="use the bounds that the data promises for its images, if any"
+            True,
+            description="use the bounds that the data promises for its images, if any, where the "
+            "operator is linear",
+        )
+        tone_curve: bool = Field(
+            True,
+            description="learn a tone curve for the prior's images inside the bounds from the "
+            "residuals of the measurements; with Gaussian noise",
         )
         start_share: float = Field(
             0.06,
@@ -115,11 +125,24 @@ class AmortizedEM(WithSolver):
             description="share of the steps before the first E-step, where bounds are used: the "
             "prior learns the fitted Gaussian inside them",
         )
+        finish_share: float = Field(
+            0.3,
+            ge=0,
+            lt=1,
+            description="share of the steps after the last E-step: the samples stay, prior and "
+            "flow learn them",
+        )
         calibrate_every: int = Field(
             25,
             ge=1,
             description="steps between two calibrations of the solver, on new prior samples",
         )
+
+        @model_validator(mode="after")
+        def _some_left(self) -> AmortizedEM.Config:
+            if self.start_share + self.finish_share >= 1:
+                raise ValueError("start_share and finish_share leave no step for the E-step")
+            return self
 
     roles = Roles(prior=True, posterior=True, density=True)
     artifacts = frozenset({"sample", "restore"})
@@ -134,8 +157,11 @@ class AmortizedEM(WithSolver):
             ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
         )
         self._samples = self._first_samples(ctx)
-        bounded = ctx.space.bounded and own.bounds
-        self._started = round(own.start_share * ctx.total_steps) if bounded else 0
+        # The mean that is held inside them is known of linear operators only.
+        bounded = ctx.space.bounded and own.bounds and ctx.operator.linear
+        self._toned = bounded and own.tone_curve and ctx.operator.gaussian
+        first = round(own.start_share * ctx.total_steps) if bounded else 0
+        self._moving = range(first, ctx.total_steps - round(own.finish_share * ctx.total_steps))
         images = self._samples
         if bounded:
             images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
@@ -183,13 +209,17 @@ class AmortizedEM(WithSolver):
         }
 
     def _expectation(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
-        """Renews the samples of the batch; −log p(y | x) of them, and evaluations per sample."""
+        """Renews the samples of the batch; −log p(y | x) of them, and evaluations per sample.
+
+        Before and after the steps that samples move in, they stay.
+        """
         assert ctx.prior is not None and ctx.posterior is not None
         own, generator = self.config, ctx.streams.get("expectation")
         with torch.no_grad(), self.serving():
             drawn, nfe = self._samples[:, batch.index], 0
-            if ctx.step >= self._started:
-                if (ctx.step - self._started) % own.calibrate_every == 0:
+            if ctx.step in self._moving:
+                moves = ctx.step - self._moving.start
+                if moves % own.calibrate_every == 0:
                     self._calibrate(ctx)
                 if own.start == "flow":
                     drawn = ctx.posterior("sample", batch.observation, own.chains, generator)
@@ -200,6 +230,8 @@ class AmortizedEM(WithSolver):
                 images, more = self.solver.marginal(ctx.prior, batch.observation, drawn, generator)
                 self._pool.put(batch.index, images)
                 nfe += more
+                if self._toned and moves % _CORRECT_EVERY == 0:
+                    self._pool.correct(ctx.observations, self._samples, generator)
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
         return -float(likelihood.mean()), float(nfe)
 
@@ -249,10 +281,11 @@ class AmortizedEM(WithSolver):
         return self._samples.flatten(0, 1)[picked], picked % total
 
     def state(self) -> MethodState:
-        """Adds the samples and the images of all measurements, and the samples of the prior."""
+        """Adds samples and images of all measurements, tone curve, and samples of the prior."""
         state = super().state()
         state.tensors["samples"] = self._samples
         state.tensors["images"] = self._pool.images
+        state.tensors["curve"] = self._pool.curve
         state.tensors["dreams"] = self._dreams
         return state
 
@@ -260,6 +293,7 @@ class AmortizedEM(WithSolver):
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device).clone()
         self._pool.put(slice(None), state.tensors["images"])
+        self._pool.set_curve(state.tensors["curve"].to(self._samples.device).clone())
         self._dreams = state.tensors["dreams"].to(self._samples.device).clone()
 
     def negative_elbo(

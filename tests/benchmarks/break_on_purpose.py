@@ -41,6 +41,27 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "tone: the wrong sign of the residual",
+        "plugins/methods/_tone.py",
+        "slope = weight * flat @ here.flatten() - precision @ c",
+        "slope = -weight * flat @ here.flatten() - precision @ c",
+        "tests/science/test_tone.py",
+    ),
+    Mistake(
+        "tone: twice the curvature",
+        "plugins/methods/_tone.py",
+        "curvature = weight * flat",
+        "curvature = 9 * weight * flat",
+        "tests/science/test_tone.py",
+    ),
+    Mistake(
+        "tone: the shift does not give way to the curve",
+        "plugins/methods/_pool.py",
+        "directions = inside * (basis - (inside * basis).mean(1, keepdim=True) / share)",
+        "directions = basis * share / share",
+        "tests/science/test_tone.py",
+    ),
+    Mistake(
         "watch: χ² of what is seen in the place of what is aside",
         "core/watch.py",
         "self._chi_square(self.aside, method, ctx)",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flowdiff
-from flowdiff.core import ImageSpace, Observation, RunContext, get_registry, seeded
+from flowdiff.core import ImageSpace, Observation, RunContext, UserError, get_registry, seeded
 from flowdiff.core.assembly import build_operator
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, resolve, settings_of
@@ -149,6 +149,37 @@ def test_learns_the_bounded_start_before_the_first_e_step() -> None:
     assert torch.equal(live.method._pool.images, first)
     assert advance(live, 1)["nfe"] > 0
     assert not torch.equal(live.method._pool.images, first)
+
+
+def test_samples_stay_after_the_last_e_step() -> None:
+    """Prior and flow go on learning them."""
+    settings = settings_of({**SHORT, "method.finish_share": 0.5})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    live = Session.build(resolve(request, get_registry()), get_registry())
+    assert isinstance(live.method, AmortizedEM)
+    assert advance(live, 2)["nfe"] > 0
+    samples, images = live.method._samples.clone(), live.method._pool.images.clone()
+    parts = live.method.trainables.values()
+    before = [content_hash(part.average) for part in parts]
+    assert advance(live, 2)["nfe"] == 0
+    assert torch.equal(live.method._samples, samples)
+    assert torch.equal(live.method._pool.images, images)
+    assert not set(before) & {content_hash(part.average) for part in parts}
+
+
+def test_shares_that_leave_no_e_step_are_refused() -> None:
+    settings = settings_of({"method.start_share": 0.5, "method.finish_share": 0.5})
+    with pytest.raises(UserError, match="leave no step"):
+        resolve(Request(method="amortized_em", settings=settings), get_registry())
+
+
+def test_bounds_need_a_linear_operator() -> None:
+    """The mean that is held inside them comes from the fit, which knows nothing of others."""
+    request = Request(method="amortized_em", op="saturation", settings=settings_of(SHORT))
+    live = Session.build(resolve(request, get_registry()), get_registry())
+    assert isinstance(live.method, AmortizedEM)
+    assert live.context.space.bounded
+    assert live.method._pool.bounds is None
 
 
 def test_bounds_can_be_left_unused() -> None:
