@@ -57,6 +57,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "each_entry",
         "flatten_real",
         "observed_precision",
+        "reduced_chi_square",
         "spectral_power",
         "whitened_squares",
     ),
@@ -138,6 +139,7 @@ if TYPE_CHECKING:
     from .wiener import each_entry as each_entry
     from .wiener import flatten_real as flatten_real
     from .wiener import observed_precision as observed_precision
+    from .wiener import reduced_chi_square as reduced_chi_square
     from .wiener import spectral_power as spectral_power
     from .wiener import whitened_squares as whitened_squares
 else:

@@ -26,11 +26,15 @@ class Observation:
         y: measurements, with shape (B, *codomain).
         params: per-sample parameters ω, each with leading size B; may be empty.
         operator: the operator that `y` and `params` belong to.
+        temperature: T of p(y | x)^(1/T), which `log_likelihood` and solvers take in the place of
+            the likelihood; with Gaussian noise its variance is T times as large. Posteriors and
+            the Wiener map are always those of T = 1.
     """
 
     y: Tensor
     params: Params
     operator: ForwardOperator
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for key, value in self.params.items():
@@ -61,10 +65,15 @@ class Observation:
             params={k: v.repeat(n, *[1] * (v.ndim - 1)) for k, v in self.params.items()},
         )
 
+    def tempered(self, temperature: float) -> Observation:
+        """The same observations at that temperature, above 0."""
+        return replace(self, temperature=temperature)
+
     def features(self) -> Tensor:
         """Image-domain features for a network, with shape (B, C', *spatial)."""
         return self.operator.features(self)
 
     def log_likelihood(self, x: Tensor) -> Tensor:
-        """log p(y | x, ω) in nats, with shape (B,), for x of shape (B, C, *spatial)."""
-        return self.operator.log_likelihood(self.y, x, self.params)
+        """log p(y | x, ω) in nats over T, with shape (B,), for x of shape (B, C, *spatial)."""
+        value = self.operator.log_likelihood(self.y, x, self.params)
+        return value if self.temperature == 1 else value / self.temperature

@@ -14,6 +14,12 @@ projected onto them (`flowdiff.plugins.methods._pool`). Only a batch is renewed 
 nothing is ever restarted, and θ moves slowly against them (stochastic approximation). The last
 M-step is longer (``finish_share``): the samples stay, and θ and φ learn them.
 
+*Temperature.* Few measurements are learned by heart: their samples follow their noise, the prior
+learns that of all, and its weak directions grow too wide. It shows in the residuals, which become
+smaller than noise is. So the E-step takes p(y | x)^(1/T), and T is moved until χ² of the samples
+is 1 on the training measurements (the discrepancy principle). With many measurements T is 1.
+Simulated pairs, restoration and all figures are of the likelihood itself.
+
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
 the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
 another datum, or (``rehearse_on=prior``) from one of the prior, as in the sleep phase of
@@ -31,6 +37,9 @@ References:
     | Convergence of a Stochastic Approximation Version of the EM Algorithm (Delyon et al., 1999)
     | https://doi.org/10.1214/aos/1018031103
 
+    | Methods for Solving Incorrectly Posed Problems (Morozov, 1984)
+    | https://doi.org/10.1007/978-1-4612-5280-1
+
     | The "Wake-Sleep" Algorithm for Unsupervised Neural Networks (Hinton et al., 1995)
     | https://doi.org/10.1126/science.7761831
 
@@ -41,6 +50,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -57,6 +67,7 @@ from flowdiff.core import (
     Wiener,
     frozen,
     random_rows,
+    reduced_chi_square,
 )
 
 from ._elbo import negative_elbo
@@ -72,6 +83,9 @@ _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
 _KEPT = 8
 """Calibrations whose samples the flow still learns from."""
+_PACE = 0.5
+"""Of log T against what χ² lacks. T moves χ² by a third of itself, so it takes some six steps."""
+_HOTTEST = 2.0
 _CORRECT_EVERY = 3
 """E-steps between two corrections of the tone curve."""
 
@@ -94,7 +108,7 @@ class AmortizedEM(WithSolver):
             "fitted Gaussian; 0 for moves that leave the posterior invariant only",
         )
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
-        posterior_steps: int = Field(3, ge=1, description="φ-steps after each E-step of a batch")
+        posterior_steps: int = Field(6, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
             0.5,
@@ -117,6 +131,11 @@ class AmortizedEM(WithSolver):
             True,
             description="learn a tone curve for the prior's images inside the bounds from the "
             "residuals of the measurements; with Gaussian noise",
+        )
+        discrepancy: bool = Field(
+            True,
+            description="temper the likelihood of the E-step until the samples are as far from "
+            "the training measurements as noise is, so that noise is not learned by heart",
         )
         start_share: float = Field(
             0.06,
@@ -167,6 +186,7 @@ class AmortizedEM(WithSolver):
             images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
         self._pool = Pool(images.clone(), ctx.moments.mean, ctx.space if bounded else None)
         self._dreams = self._samples.new_zeros(0, *ctx.space.shape)
+        self._temperature = 1.0
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
         self.trainables = {
             "prior": Trainable(ctx.prior, own.optim_prior, ctx.total_steps * own.prior_steps),
@@ -204,6 +224,7 @@ class AmortizedEM(WithSolver):
             "data": data,
             "denoising": denoising,
             "nfe": nfe,
+            "temperature": self._temperature,
             "grad_posterior": posterior_norm,
             "grad_prior": prior_norm,
         }
@@ -223,17 +244,26 @@ class AmortizedEM(WithSolver):
                     self._calibrate(ctx)
                 if own.start == "flow":
                     drawn = ctx.posterior("sample", batch.observation, own.chains, generator)
+                observation = batch.observation.tempered(self._temperature)
                 drawn, nfe = self.solver.sample(
-                    ctx.prior, batch.observation, own.chains, generator, drawn, self._sigma
+                    ctx.prior, observation, own.chains, generator, drawn, self._sigma
                 )
                 self._samples[:, batch.index] = drawn
-                images, more = self.solver.marginal(ctx.prior, batch.observation, drawn, generator)
+                if own.discrepancy:
+                    self._temper(batch.observation, drawn)
+                images, more = self.solver.marginal(ctx.prior, observation, drawn, generator)
                 self._pool.put(batch.index, images)
                 nfe += more
                 if self._toned and moves % _CORRECT_EVERY == 0:
                     self._pool.correct(ctx.observations, self._samples, generator)
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
         return -float(likelihood.mean()), float(nfe)
+
+    def _temper(self, observation: Observation, drawn: Tensor) -> None:
+        """Moves the temperature towards where the samples' χ² is 1 (see the module)."""
+        found = reduced_chi_square(observation.repeat(len(drawn)), drawn.flatten(0, 1)).mean()
+        moved = self._temperature * math.exp(_PACE * (1 - float(found)))
+        self._temperature = min(max(moved, 1.0), _HOTTEST)
 
     def _calibrate(self, ctx: RunContext) -> None:
         """Tells the solver how wrong the prior is, on samples of the prior.
@@ -287,6 +317,7 @@ class AmortizedEM(WithSolver):
         state.tensors["images"] = self._pool.images
         state.tensors["curve"] = self._pool.curve
         state.tensors["dreams"] = self._dreams
+        state.json["temperature"] = self._temperature
         return state
 
     def load_state(self, state: MethodState) -> None:
@@ -295,6 +326,7 @@ class AmortizedEM(WithSolver):
         self._pool.put(slice(None), state.tensors["images"])
         self._pool.set_curve(state.tensors["curve"].to(self._samples.device).clone())
         self._dreams = state.tensors["dreams"].to(self._samples.device).clone()
+        self._temperature = state.json["temperature"]
 
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

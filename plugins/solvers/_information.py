@@ -42,7 +42,8 @@ class Information:
             )
             params = observation.params
             self._offset = operator(zero, params)
-            weight = 1 / operator.noise_variance(zero, params)
+            variance = operator.noise_variance(zero, params) * observation.temperature
+            weight = 1 / variance
             observed = operator.observed(params)
             self._weight = weight if observed is None else weight * observed.to(weight)
             # Unobserved entries hold zeros, or anything else: their weight is 0.
@@ -117,7 +118,7 @@ class Information:
             expected = _as_real(operator.expected(point, params))
             ahead = _as_real(operator.expected(x + _SMALL * u, params))
             along = (ahead - expected.detach()) / _SMALL
-            variance = operator.noise_variance(x, params)
+            variance = operator.noise_variance(x, params) * self.observation.temperature
             if self.observation.y.is_complex():
                 variance = variance[..., None]
             observed = operator.observed(params)

@@ -41,6 +41,20 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "temperature: its square root in the place of it",
+        "plugins/solvers/_information.py",
+        "variance = operator.noise_variance(zero, params) * observation.temperature",
+        "variance = operator.noise_variance(zero, params) * observation.temperature**0.5",
+        "tests/science/test_split_gibbs.py::test_temperature",
+    ),
+    Mistake(
+        "temperature: the wrong sign of what χ² lacks",
+        "plugins/methods/amortized_em.py",
+        "math.exp(_PACE * (1 - float(found)))",
+        "math.exp(_PACE * (float(found) - 1))",
+        "tests/science/test_amortized_em.py::test_temperature_follows_the_residuals",
+    ),
+    Mistake(
         "tone: the wrong sign of the residual",
         "plugins/methods/_tone.py",
         "slope = weight * flat @ here.flatten() - precision @ c",

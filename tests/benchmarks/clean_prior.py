@@ -1,13 +1,16 @@
 """Methods side by side on digits: the learned prior, the flow and the diffusion posterior.
 
     python -m tests.benchmarks.clean_prior noise amortized_em --steps 400 [--seed 0]
-        [--fold development] [--set method.start=flow …]
+        [--fold development] [--set method.start=flow …] [--cold]
 
 Trains one method on one problem (noise .5; 40 % of the pixels missing + noise .1; blur of .8 px +
 noise .2) and prints one JSON line: processor seconds of training, network evaluations, the metrics
 of the prior, and held-out restoration (mean of 64 samples, PSNR with a peak of 2; whitened χ² of
 samples) by the flow in one pass, by the solver from the flow's samples, and by the untrained
-Wiener mean. About ten minutes for each method, more for many steps.
+Wiener mean. Figures are [value, low, high] with a 95 % bootstrap interval over images; gains in
+PSNR are paired. `--cold` restores by the solver from the Wiener posterior's samples as well, and
+from nothing: what the flow's start saves. About ten minutes for each method, more for many steps.
+`tests.benchmarks.seeds` makes a table of the lines of several runs.
 """
 
 from __future__ import annotations
@@ -15,16 +18,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowdiff.core import Wiener, get_registry
+from flowdiff.core import ImageSpace, MetricValue, Observation, Wiener, get_registry
 from flowdiff.core.config import Request, parse_setting, resolve, settings_of
 from flowdiff.core.counting import CallCounter
 from flowdiff.core.session import Session
-from flowdiff.core.statistics import psnr
+from flowdiff.core.statistics import mean_interval, psnr
 from flowdiff.core.wiener import reduced_chi_square
 from tests.science.linear_gaussian import train
 
@@ -59,6 +63,7 @@ def main() -> None:
     parser.add_argument("--fold", choices=["sealed", "development"], default="sealed")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cold", action="store_true")
     parser.add_argument("--set", dest="given", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -96,11 +101,11 @@ def main() -> None:
         "last": {name: round(value, 3) for name, value in figures.items()},
     }
     with session.method.serving():
-        record |= _judge(session)
+        record |= _judge(session, options.cold)
     print(json.dumps(record), flush=True)
 
 
-def _judge(session: Session) -> dict[str, Any]:
+def _judge(session: Session, cold: bool) -> dict[str, Any]:
     ctx, method = session.context, session.method
     clean = session.dataset.split("second")
     heldout = session.measurements.heldout[:RESTORED]
@@ -109,41 +114,79 @@ def _judge(session: Session) -> dict[str, Any]:
         drawn = method.sample(len(clean), ctx, ctx.streams.fresh("judge.prior"))
         reference = session.dataset.split("reference")
         found["prior"] = {
-            name: round(metric(drawn, reference, ctx.streams.fresh("judge.metric")).value, 3)
+            name: _rounded(metric(drawn, reference, ctx.streams.fresh("judge.metric")), 3)
             for name, metric in session.metrics.items()
         }
     wiener = Wiener(ctx.moments, ctx.operator)
     wiener.update(ctx.observations.params)
-    found["wiener_psnr"] = _quality(wiener(heldout).mean, clean, session)
+    affine = wiener(heldout)
+    judge = _Judge(session, clean[:RESTORED], heldout, affine.mean)
+    found["wiener"] = {"psnr": judge.quality(affine.mean)}
     if "restore" not in method.artifacts:
         return found
     generator = ctx.streams.fresh("judge.restore")
     since = time.monotonic()
     flow = method.restore(heldout, DRAWS, ctx, generator)
-    found["restore"] = _summary(flow, clean, session) | {
-        "seconds": round(time.monotonic() - since, 1)
-    }
+    name = "flow" if ctx.posterior is not None else "diffusion"
+    found[name] = judge.summary(flow) | {"seconds": round(time.monotonic() - since, 1)}
     solver = getattr(method, "solver", None)
-    if solver is not None and ctx.posterior is not None:
-        since, evaluations = time.monotonic(), 0
-        for _ in range(TIMES):
-            flow, nfe = solver.sample(ctx.prior, heldout, DRAWS, generator, flow, 0.0)
+    if solver is None or ctx.posterior is None:
+        return found
+
+    def refined(x: Tensor | None, start: float | None = 0.0) -> list[dict[str, Any]]:
+        """The solver from x on, `TIMES` calls; from nothing it is called once."""
+        since, evaluations, rows = time.monotonic(), 0, []
+        for _ in range(TIMES if x is not None else 1):
+            x, nfe = solver.sample(ctx.prior, heldout, DRAWS, generator, x, start)
             evaluations += nfe
-        found["diffusion"] = _summary(flow, clean, session) | {
-            "nfe": evaluations,
-            "seconds": round(time.monotonic() - since, 1),
-        }
+            spent = round(time.monotonic() - since, 1)
+            rows.append(judge.summary(x) | {"nfe": evaluations, "seconds": spent})
+        return rows
+
+    ways = {"diffusion": refined(flow)}
+    if cold:
+        ways["from_wiener"] = refined(affine.sample(DRAWS, generator))
+        ways["from_nothing"] = refined(None, None)
+    for name, rows in ways.items():
+        found[name] = rows[-1] | {"psnr_by_nfe": {row["nfe"]: row["psnr"][0] for row in rows}}
     return found
 
 
-def _summary(x: Tensor, clean: Tensor, session: Session) -> dict[str, float]:
-    heldout = session.measurements.heldout[:RESTORED]
-    chi2 = torch.stack([reduced_chi_square(heldout, draw).mean() for draw in x]).mean()
-    return {"psnr": _quality(x.mean(0), clean, session), "chi2": round(float(chi2), 3)}
+@dataclass(frozen=True)
+class _Judge:
+    """Compares restorations with the clean images."""
+
+    session: Session
+    clean: Tensor
+    heldout: Observation
+    wiener: Tensor
+
+    def summary(self, x: Tensor) -> dict[str, Any]:
+        """PSNR of the mean of samples (n, B, …), its gain over the Wiener mean, and χ²."""
+        chi2 = torch.stack([reduced_chi_square(self.heldout, draw) for draw in x]).mean(0)
+        mean = x.mean(0)
+        gain = psnr(mean, self.clean, self._space) - psnr(self.wiener, self.clean, self._space)
+        return {
+            "psnr": self.quality(mean),
+            "gain": self._interval(gain, 2),
+            "chi2": self._interval(chi2, 3),
+        }
+
+    def quality(self, x: Tensor) -> list[float]:
+        """PSNR in dB."""
+        return self._interval(psnr(x, self.clean, self._space), 2)
+
+    @property
+    def _space(self) -> ImageSpace:
+        return self.session.context.space
+
+    def _interval(self, values: Tensor, digits: int) -> list[float]:
+        generator = self.session.context.streams.fresh("judge.bootstrap")
+        return _rounded(mean_interval(values, generator, 1000), digits)
 
 
-def _quality(x: Tensor, clean: Tensor, session: Session) -> float:
-    return round(float(psnr(x, clean[:RESTORED], session.context.space).mean()), 2)
+def _rounded(found: MetricValue, digits: int) -> list[float]:
+    return [round(value, digits) for value in (found.value, found.low, found.high)]
 
 
 if __name__ == "__main__":

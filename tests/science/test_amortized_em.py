@@ -167,6 +167,44 @@ def test_samples_stay_after_the_last_e_step() -> None:
     assert not set(before) & {content_hash(part.average) for part in parts}
 
 
+def test_temperature_follows_the_residuals() -> None:
+    """log T moves by half of what χ² lacks of 1, between T = 1 and 2."""
+    live = session()
+    method, observation = live.method, live.context.observations
+    assert isinstance(method, AmortizedEM)
+    for expected in (math.exp(0.5), 2.0):
+        method._temper(observation, observation.y[None])
+        assert method._temperature == pytest.approx(expected)
+    noise = 0.2 * torch.randn((64, *observation.y.shape), generator=make(1))
+    method._temper(observation, observation.y + noise)
+    assert method._temperature == pytest.approx(2.0, rel=0.02)
+    for _ in range(20):
+        method._temper(observation, observation.y + 1.2 * noise)
+    assert method._temperature == 1.0
+
+
+def test_the_e_step_is_tempered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its moves and its images; the flow's pairs are simulated with the likelihood itself."""
+    live = session()
+    assert isinstance(live.method, AmortizedEM)
+    live.method._temperature = 1.5
+    seen: list[float] = []
+    for name in ("sample", "marginal"):
+        honest = getattr(live.method.solver, name)
+
+        def spied(prior: Any, observation: Observation, *rest: Any, honest: Any = honest) -> Any:
+            seen.append(observation.temperature)
+            return honest(prior, observation, *rest)
+
+        monkeypatch.setattr(live.method.solver, name, spied)
+    advance(live, 1)
+    assert seen == [1.5, 1.5]
+    settings = settings_of({**SHORT, "method.discrepancy": False})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    cold = Session.build(resolve(request, get_registry()), get_registry())
+    assert advance(cold, 2)["temperature"] == 1.0
+
+
 def test_shares_that_leave_no_e_step_are_refused() -> None:
     settings = settings_of({"method.start_share": 0.5, "method.finish_share": 0.5})
     with pytest.raises(UserError, match="leave no step"):

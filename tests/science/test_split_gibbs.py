@@ -3,6 +3,7 @@ r"""The solver ``split_gibbs`` against exact posteriors, where the denoiser is e
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,6 +103,30 @@ def test_gaussian_posterior(problem: str) -> None:
     bias = (x.mean(0) - answer.mean.flatten(1)).square().sum() / truth.sum()
     assert math.sqrt(float(bias)) < 0.1
     assert nfe <= 80
+
+
+@pytest.mark.parametrize("problem", ["noise", "mask", "blur"])
+def test_temperature(problem: str) -> None:
+    """p(x) p(y | x)^½ is the posterior of twice the variance of noise, which is exact."""
+    space, chain = GAUSSIAN_PROBLEMS[problem]
+    exact = gaussian(space)
+    observation = measured(exact, chain, space, 24)
+    noise = {**chain[-1], "sigma": math.sqrt(2) * chain[-1]["sigma"]}
+    louder = build_operator([*chain[:-1], noise], space, get_registry())
+    answer = exact.posterior(replace(observation, operator=louder))
+    assert answer is not None
+    sampler = solver(space, moves=6, cooling=0.6)
+    prior = Exact(exact, space)
+    sampler.calibrate(prior, exact.sample(4000, make(4)).float(), make(5))
+    hot = observation.tempered(2.0)
+    drawn, _ = sampler.sample(prior, hot, 256, make(6))
+    x = drawn.double().flatten(2)
+    truth = answer.covariance.diagonal(dim1=-2, dim2=-1)
+    assert float(x.var(0).sum() / truth.sum()) == pytest.approx(1, abs=0.05)
+    bias = (x.mean(0) - answer.mean.flatten(1)).square().sum() / truth.sum()
+    assert math.sqrt(float(bias)) < 0.1
+    ratio = observation.log_likelihood(drawn[0]) / hot.log_likelihood(drawn[0])
+    assert ratio.tolist() == pytest.approx([2.0] * 24)
 
 
 def projected(batch: int) -> Observation:
