@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -290,7 +291,7 @@ class Run:
         if path is None:
             return None
         checkpoint = Checkpoint.load(path)
-        if checkpoint.config != self.config.model_dump(mode="json"):
+        if not _same(checkpoint.config, self.config):
             raise UserError(
                 f"{path} was made with another configuration than {self.folder.config_file}; "
                 "start a new run with --config and --out"
@@ -425,6 +426,14 @@ class Run:
         caller = HookCaller.for_run(self.registry, _records(self.config, self.registry))
         write_report(self, caller.report_sections(self))
         return self.folder.report_file
+
+
+def _same(stored: Mapping[str, Any], config: RunConfig) -> bool:
+    """Whether a stored configuration is that one; settings newer than it have their defaults."""
+    try:
+        return RunConfig(**stored) == config
+    except ValidationError:
+        return False
 
 
 def _check_count(name: str, value: int) -> None:

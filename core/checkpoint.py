@@ -49,7 +49,7 @@ class Checkpoint:
     method: dict[str, Any] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     guard: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     def save(self, folder: Path) -> Path:

@@ -43,11 +43,17 @@ def wanted_controls(folder: RunFolder) -> list[str]:
 
 
 def control_config(config: RunConfig, name: str, registry: Registry) -> RunConfig:
-    """A run's configuration with another method, which takes over the settings they share."""
+    """A run's configuration with another method, which takes over the settings they share.
+
+    It learns from as many measurements, for all of the steps.
+    """
     cls: Any = registry.load("method", name)
     shared = {k: v for k, v in config.method.items() if k in cls.Config.model_fields}
     own = cls.Config(**shared).model_dump(mode="json")
-    return config.model_copy(update={"method": {"name": name, **own}, "posterior": None})
+    train = config.train.model_copy(update={"patience": 0})
+    return config.model_copy(
+        update={"method": {"name": name, **own}, "posterior": None, "train": train}
+    )
 
 
 def merge_controls(folder: RunFolder) -> None:

@@ -107,12 +107,18 @@ class Dataset(Part, ABC):
 
         The order is a fixed permutation that depends on nothing but the number of sources.
         """
-        images, sources = self._loaded
+        return self._loaded[0][self._kept(name)]
+
+    def sources(self, name: Split) -> Tensor:
+        """The source of each image of a split, int64 with shape (N,)."""
+        return self._loaded[1][self._kept(name)]
+
+    def _kept(self, name: Split) -> Tensor:
+        sources = self._loaded[1]
         chosen = self._members(sources.unique())[name]
         keep = torch.isin(sources, chosen).nonzero().flatten()
         generator = torch.Generator().manual_seed(derive_seed(0, f"dataset.order.{name}"))
-        keep = keep[torch.randperm(len(keep), generator=generator)]
-        return images[keep[: self.config.n]]
+        return keep[torch.randperm(len(keep), generator=generator)][: self.config.n]
 
     def _members(self, sources: Tensor) -> dict[Split, Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(0, "dataset.split"))

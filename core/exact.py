@@ -77,7 +77,8 @@ class LinearModel:
 def linear_model(observation: Observation) -> LinearModel | None:
     """The observation as a `LinearModel`; None unless it is linear with Gaussian noise.
 
-    A complex measurement counts as its real and imaginary parts, one after the other.
+    A complex measurement counts as its real and imaginary parts, one after the other, and a
+    temperature as that much more variance of the noise.
     """
     operator, params, y = observation.operator, observation.params, observation.y
     if not (operator.linear and operator.gaussian):
@@ -87,6 +88,7 @@ def linear_model(observation: Observation) -> LinearModel | None:
     zero = torch.zeros(batch, *operator.space.shape, device=y.device)
     flat = flatten_real(y - operator(zero, params)).double()
     variance = each_entry(operator.noise_variance(zero, params), batch, operator).double()
+    variance = variance * observation.temperature
     observed = operator.observed(params)
     if observed is not None:
         seen = each_entry(observed, batch, operator) > 0

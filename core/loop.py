@@ -139,12 +139,12 @@ def train(
     progress.begin("training", ctx.total_steps, ctx.step)
     try:
         with _stoppable() as stopped:
-            while ctx.step < ctx.total_steps:
+            while ctx.step < ctx.total_steps and not _out_of_patience(session):
                 figures = _step(session, guard)
                 checked, better = {}, False
                 if session.watch is not None and due(settings.watch_every):
                     checked = session.watch.check(session.method, ctx)
-                    better = session.best.see(ctx.step, checked)
+                    better = session.best.see(ctx.step, checked, session.method.stops_by)
                     figures |= checked
                 if due(settings.log_every) or checked:
                     _append(folder, {"step": ctx.step, **figures})
@@ -157,8 +157,6 @@ def train(
                         f"stopped at step {ctx.step}; continue with "
                         f"flowdiff run --resume {folder.path}"
                     )
-                if 0 < settings.patience <= session.best.worse:
-                    break
             if session.best.step:
                 _go_back(session, folder)
                 save()
@@ -168,6 +166,10 @@ def train(
     finally:
         progress.end()
     session.seconds = before + time.monotonic() - since
+
+
+def _out_of_patience(session: Session) -> bool:
+    return 0 < session.config.train.patience <= session.best.worse
 
 
 def _go_back(session: Session, folder: RunFolder) -> None:

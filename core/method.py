@@ -114,6 +114,9 @@ class Method(Part, ABC):
     """Only for controls: every other method gets a view of the data that holds no image."""
     trains: ClassVar[bool] = True
     """Whether it takes steps; a closed form does all in `setup`."""
+    stops_by: ClassVar[tuple[str, ...]] = ("watch_negative_elbo", "watch_auc")
+    """Figures of `flowdiff.core.watch` that say which step was best: the first that the method
+    has, the lower the better. Empty where none of them does."""
     artifacts: ClassVar[frozenset[str]]
     """Which of ``sample`` (draws from a learned prior) and ``restore`` a finished run serves."""
 

@@ -83,6 +83,9 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
         for step in range(_WARM + _TIMED):
             if step == _WARM:
                 since = time.monotonic()
+            # Spread over the run: a method may do other things at its beginning and end.
+            share = (max(step - _WARM, 0) + 0.5) / _TIMED
+            ctx.step = min(int(share * ctx.total_steps), ctx.total_steps - 1)
             session.method.step(batch, ctx)
         seconds = (time.monotonic() - since) / _TIMED
     codomain = ctx.operator.codomain

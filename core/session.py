@@ -117,8 +117,11 @@ class Session:
         watch = None
         if config.train.watch_share > 0:
             chosen = Streams(config.seed).fresh("watch")
-            aside = keep_aside(len(train), config.train.watch_share, chosen).to(device)
-            watch = Watch.of(train[aside], assembly.method, build_classifier(registry))
+            sources = dataset.sources("train")
+            aside = keep_aside(sources, config.train.watch_share, chosen).to(device)
+            watch = Watch.of(
+                train[aside], assembly.method, build_classifier(registry), config.train.patience
+            )
             train, clean = train[~aside], None if clean is None else clean[~aside]
         if checkpoint is None:
             moments = fit_gaussian(train, dataset.space, streams.fresh("moments"))

@@ -16,7 +16,10 @@ def _watch(session: Session) -> dict[str, Any] | None:
     """How many measurements were kept aside to tell when to stop, and what they told."""
     if session.watch is None:
         return None
-    return {"aside": len(session.watch.aside), "best_step": session.best.step}
+    return {
+        "aside": len(session.watch.aside),
+        "best_step": session.best.step if session.method.stops_by else None,
+    }
 
 
 def summarise(

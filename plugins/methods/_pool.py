@@ -29,7 +29,9 @@ __all__ = ["Pool", "within_bounds"]
 _ROUNDS = 3
 """Of the fixed-point iteration for δ. The mean is an estimate: to the last digit is not wanted."""
 _COUNTED = 4096
-"""Images that the mean is taken over; the rest of a large pool is like them."""
+"""Images that the mean is taken over, at most; the rest of a large pool is like them."""
+_PIXELS = 2**24
+"""The same in pixels, for large images."""
 _FITTED = 12
 _STEPS = 2
 """Gauss-Newton steps of a correction; each begins where the last one ended."""
@@ -73,7 +75,8 @@ class Pool:
         if self.bounds is None:
             return chosen
         if self._shift is None:
-            some = self._toned(flat[:: -(-len(flat) // _COUNTED)], self.curve)
+            count = min(_COUNTED, max(_PIXELS // flat[0].numel(), 1))
+            some = self._toned(flat[:: -(-len(flat) // count)], self.curve)
             self._shift = self._find_shift(self.bounds, some)
         return self.bounds.project(self._toned(chosen, self.curve) + self._shift)
 
@@ -89,7 +92,7 @@ class Pool:
         """
         assert self.bounds is not None and self.bounds.value_range is not None
         total, measured = samples.shape[0] * samples.shape[1], samples.shape[1]
-        count = min(total, max(_ELEMENTS // samples[0, 0].numel(), 64))
+        count = min(total, max(_ELEMENTS // samples[0, 0].numel(), 8))
         picked = torch.randperm(total, generator=generator, device=generator.device)[:count]
         picked = picked.to(samples.device)
         x, some = samples.flatten(0, 1)[picked], observations[picked % measured]

@@ -35,6 +35,8 @@ class PriorOnly(Method):
         prior_steps: int = Field(2, ge=1, description="updates per step")
 
     roles = Roles(prior=True)
+    # A control is what the same steps give on other images, whatever measurements say of it.
+    stops_by = ()
     artifacts = frozenset({"sample"})
     config: Config
 

@@ -16,9 +16,9 @@ M-step is longer (``finish_share``): the samples stay, and θ and φ learn them.
 
 *Temperature.* Few measurements are learned by heart: their samples follow their noise, the prior
 learns that of all, and its weak directions grow too wide. It shows in the residuals, which become
-smaller than noise is. So the E-step takes p(y | x)^(1/T), and T is moved until χ² of the samples
-is 1 on the training measurements (the discrepancy principle). With many measurements T is 1.
-Simulated pairs, restoration and all figures are of the likelihood itself.
+smaller than noise is. So the E-step takes p(y | x)^(1/T), with the least T for which χ² of the
+samples is not below 1 on the training measurements (the discrepancy principle). With many
+measurements T is 1. Simulated pairs and the solver at restoration take the likelihood itself.
 
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
 the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
@@ -67,7 +67,7 @@ from flowdiff.core import (
     Wiener,
     frozen,
     random_rows,
-    reduced_chi_square,
+    whitened_squares,
 )
 
 from ._elbo import negative_elbo
@@ -83,8 +83,6 @@ _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
 _KEPT = 8
 """Calibrations whose samples the flow still learns from."""
-_PACE = 0.5
-"""Of log T against what χ² lacks. T moves χ² by a third of itself, so it takes some six steps."""
 _HOTTEST = 2.0
 _CORRECT_EVERY = 3
 """E-steps between two corrections of the tone curve."""
@@ -164,6 +162,8 @@ class AmortizedEM(WithSolver):
             return self
 
     roles = Roles(prior=True, posterior=True, density=True)
+    # The flow trails the prior, so the bound of both together says little of either.
+    stops_by = ()
     artifacts = frozenset({"sample", "restore"})
     config: Config
 
@@ -186,7 +186,7 @@ class AmortizedEM(WithSolver):
             images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
         self._pool = Pool(images.clone(), ctx.moments.mean, ctx.space if bounded else None)
         self._dreams = self._samples.new_zeros(0, *ctx.space.shape)
-        self._temperature = 1.0
+        self._temperature, self._chi_square = 1.0, 1.0
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
         self.trainables = {
             "prior": Trainable(ctx.prior, own.optim_prior, ctx.total_steps * own.prior_steps),
@@ -250,7 +250,7 @@ class AmortizedEM(WithSolver):
                 )
                 self._samples[:, batch.index] = drawn
                 if own.discrepancy:
-                    self._temper(batch.observation, drawn)
+                    self._temper(batch.observation, drawn, len(ctx.observations))
                 images, more = self.solver.marginal(ctx.prior, observation, drawn, generator)
                 self._pool.put(batch.index, images)
                 nfe += more
@@ -259,10 +259,19 @@ class AmortizedEM(WithSolver):
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
         return -float(likelihood.mean()), float(nfe)
 
-    def _temper(self, observation: Observation, drawn: Tensor) -> None:
-        """Moves the temperature towards where the samples' χ² is 1 (see the module)."""
-        found = reduced_chi_square(observation.repeat(len(drawn)), drawn.flatten(0, 1)).mean()
-        moved = self._temperature * math.exp(_PACE * (1 - float(found)))
+    def _temper(self, observation: Observation, drawn: Tensor, count: int) -> None:
+        """Moves the temperature to the least whose χ² is not below 1 (see the module).
+
+        χ² is a mean over about a lap, and below 1 if it is so by two standard deviations of the
+        noise in `count` measurements: a single batch's would heat up by luck alone.
+        """
+        squares, seen = whitened_squares(observation.repeat(len(drawn)), drawn.flatten(0, 1))
+        entries = max(float(seen.sum()) / len(drawn), 1.0)
+        found = float(squares.sum()) / (len(drawn) * entries)
+        share = min(len(observation) / count, 1.0)
+        self._chi_square += share * (found - self._chi_square)
+        least = 1 - 2 * math.sqrt(2 * share / entries)
+        moved = self._temperature * math.exp(share * (least - self._chi_square))
         self._temperature = min(max(moved, 1.0), _HOTTEST)
 
     def _calibrate(self, ctx: RunContext) -> None:
@@ -317,7 +326,7 @@ class AmortizedEM(WithSolver):
         state.tensors["images"] = self._pool.images
         state.tensors["curve"] = self._pool.curve
         state.tensors["dreams"] = self._dreams
-        state.json["temperature"] = self._temperature
+        state.json |= {"temperature": self._temperature, "chi_square": self._chi_square}
         return state
 
     def load_state(self, state: MethodState) -> None:
@@ -327,6 +336,7 @@ class AmortizedEM(WithSolver):
         self._pool.set_curve(state.tensors["curve"].to(self._samples.device).clone())
         self._dreams = state.tensors["dreams"].to(self._samples.device).clone()
         self._temperature = state.json["temperature"]
+        self._chi_square = state.json["chi_square"]
 
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

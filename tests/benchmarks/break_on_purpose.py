@@ -48,10 +48,17 @@ MISTAKES = (
         "tests/science/test_split_gibbs.py::test_temperature",
     ),
     Mistake(
+        "temperature: not in the matrices of mmps",
+        "core/exact.py",
+        "variance = variance * observation.temperature",
+        "variance = variance * 1.0",
+        "tests/science/test_mmps.py::test_temperature",
+    ),
+    Mistake(
         "temperature: the wrong sign of what χ² lacks",
         "plugins/methods/amortized_em.py",
-        "math.exp(_PACE * (1 - float(found)))",
-        "math.exp(_PACE * (float(found) - 1))",
+        "math.exp(share * (least - self._chi_square))",
+        "math.exp(share * (self._chi_square - least))",
         "tests/science/test_amortized_em.py::test_temperature_follows_the_residuals",
     ),
     Mistake(

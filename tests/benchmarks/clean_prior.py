@@ -91,6 +91,7 @@ def main() -> None:
     seconds = time.process_time() - since
     record: dict[str, Any] = {
         "problem": options.problem,
+        "data": options.data,
         "method": options.method,
         "set": options.given,
         "seed": options.seed,

@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     table = []
     for problem in options.problems:
-        folder = options.out / problem
+        folder = options.out / f"{problem}-{options.method}"
         command = [sys.executable, "-m", "flowdiff", "run"]
         if (folder / "config.yaml").exists():
             command += ["--resume", str(folder)]

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.learning [--problems noise blur mask] [--sides 4 8]
                                         [--parts gaussian+affine edm+glow]
+                                        [--method amortized_em --steps 300]
 
 The density of measurements is what can be learned, so everything is a Kullback-Leibler divergence
 from the true density of measurements, in nats per observed dimension. `gaussian+affine` starts
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--method", default="flowdiff", help="one other than it needs edm or ddpm")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -61,7 +63,15 @@ def main() -> None:
                     own |= {"posterior.steps": [6, 2], "posterior.hidden": [128, 48]}
                 truth = Normal.random(side * side)
                 session = session_for(
-                    problem, (1, side, side), count, truth, own, prior, posterior, isotropic
+                    problem,
+                    (1, side, side),
+                    count,
+                    truth,
+                    own,
+                    prior,
+                    posterior,
+                    isotropic,
+                    options.method,
                 )
                 since = time.monotonic()
                 train(session)

@@ -31,18 +31,20 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    rows: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for file in parser.parse_args().files:
         for line in file.read_text().splitlines():
             run = json.loads(line)
-            rows[run["problem"], run["method"], " ".join(run["set"])].append(run)
+            given = " ".join(run["set"])
+            kind = f"{run['data']}, {run['fold']}, {run['steps']:,} steps"
+            rows[run["problem"], run["method"], given, kind].append(run)
     print("| run | seeds | seconds | " + " | ".join(COLUMNS) + " |")
     print("|---" * (3 + len(COLUMNS)) + "|")
-    for (problem, method, given), runs in sorted(rows.items()):
+    for (problem, method, given, kind), runs in sorted(rows.items()):
         seeds = ", ".join(str(run["seed"]) for run in runs)
         spent = round(sum(run["cpu_seconds"] for run in runs) / len(runs))
         cells = [cell(runs, *column) for column in COLUMNS.values()]
-        name = f"{problem}, `{method}`" + (f" {given}" if given else "")
+        name = f"{problem}, `{method}`, {kind}" + (f", {given}" if given else "")
         print(f"| {name} | {seeds} | {spent} | " + " | ".join(cells) + " |")
 
 

@@ -221,6 +221,7 @@ def session_for(
     prior: str = "gaussian",
     posterior: str = "affine",
     isotropic: bool = True,
+    method: str = "flowdiff",
 ) -> Session:
     """A session on `count` measurements of images drawn from the truth.
 
@@ -234,6 +235,7 @@ def session_for(
         posterior: name of the posterior.
         isotropic: start from a Gaussian of the right level and variance that knows no direction,
             and not from the fit, which is nearly the answer here.
+        method: name of the method.
     """
 
     class Truth(Dataset):
@@ -252,6 +254,7 @@ def session_for(
     get_registry().register("dataset", "linear_gaussian", Truth)
     op, own = OPERATORS[problem]
     request = Request(
+        method=method,
         prior=prior,
         posterior=posterior,
         op=op,

@@ -168,19 +168,36 @@ def test_samples_stay_after_the_last_e_step() -> None:
 
 
 def test_temperature_follows_the_residuals() -> None:
-    """log T moves by half of what χ² lacks of 1, between T = 1 and 2."""
+    """Up to 2 where samples follow the noise, and down to 1; a lap's mean of χ² decides."""
     live = session()
     method, observation = live.method, live.context.observations
     assert isinstance(method, AmortizedEM)
-    for expected in (math.exp(0.5), 2.0):
-        method._temper(observation, observation.y[None])
-        assert method._temperature == pytest.approx(expected)
+    count = len(observation)
+    least = 1 - 2 * math.sqrt(2 / observation.y.numel())
     noise = 0.2 * torch.randn((64, *observation.y.shape), generator=make(1))
-    method._temper(observation, observation.y + noise)
-    assert method._temperature == pytest.approx(2.0, rel=0.02)
+    method._temper(observation, observation.y + 0.7 * noise, count)
+    assert method._temperature == pytest.approx(math.exp(least - 0.49), rel=0.01)
+    for _ in range(3):
+        method._temper(observation, observation.y[None], count)
+    assert method._temperature == 2.0
     for _ in range(20):
-        method._temper(observation, observation.y + 1.2 * noise)
+        method._temper(observation, observation.y + 1.2 * noise, count)
     assert method._temperature == 1.0
+
+
+def test_temperature_does_not_rise_by_luck() -> None:
+    """Batches of a few numbers, whose χ² is 1 on average: T is 1 after very many."""
+    live = session()
+    method = live.method
+    assert isinstance(method, AmortizedEM)
+    some = live.context.observations[:2]
+    generator = make(2)
+    hottest = 1.0
+    for _ in range(2000):
+        noise = 0.2 * torch.randn((1, *some.y.shape), generator=generator)
+        method._temper(some, some.y + noise, 2000)
+        hottest = max(hottest, method._temperature)
+    assert hottest < 1.002
 
 
 def test_the_e_step_is_tempered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,24 @@ def test_without_matrices_it_draws_the_same(name: str, monkeypatch: pytest.Monke
     torch.testing.assert_close(free, dense, atol=5e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize("matrices", [True, False])
+@pytest.mark.parametrize("name", ["denoise", "mask"])
+def test_temperature(name: str, matrices: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """p(x) p(y | x)^½ is the posterior of twice the variance of noise, which is exact."""
+    gaussian = problem()
+    observation, context = observed(name, gaussian)
+    chain = PROBLEMS[name]
+    noise = {**chain[-1], "sigma": math.sqrt(2) * chain[-1]["sigma"]}
+    louder = build_operator([*chain[:-1], noise], gaussian.space, get_registry())
+    if not matrices:
+        monkeypatch.setattr("flowdiff.plugins.solvers.mmps._DENSE", 0)
+    solver, prior, g = MMPS(MMPS.Config(steps=8), context), Exact(gaussian), seeded(4)
+    solver.calibrate(prior, gaussian.sample(20_000, g), g)
+    x, _ = solver.sample(prior, observation.tempered(2.0), 400, g)
+    ratio, bias = judged(x, gaussian, replace(observation, operator=louder))
+    assert abs(ratio - 1) < 0.05 and bias < 0.1
+
+
 def test_large_images_are_solved_in_frequencies() -> None:
     """Above 256 pixels C is a diagonal in the DCT basis, which is right for this Gaussian."""
     space = ImageSpace((1, 18, 18))

@@ -106,8 +106,11 @@ def test_background_that_is_too_bright_goes_down_and_the_rest_stays() -> None:
 
 
 def test_a_curve_is_taken_and_applied() -> None:
-    pool = Pool(torch.zeros(1, 2, 1, 4, 4), torch.full((1, 4, 4), 0.3), BOUNDED)
-    pool.draw(1, make(1))
-    pool.set_curve(torch.linspace(-1, 1, KNOTS))
-    # The shift brings any curve back to the mean that is held.
-    assert pool.draw(4, make(1)) == pytest.approx(0.3, abs=1e-6)
+    """Levels of ∓.2 grow by half, about the mean that is held whatever the curve."""
+    images = torch.tensor([-0.2, 0.2]).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 4, 4)
+    pool = Pool(images.clone(), torch.full((1, 4, 4), 0.3), BOUNDED)
+    assert sorted(set(pool.draw(8, make(1)).unique().tolist())) == pytest.approx([0.1, 0.5])
+    pool.set_curve(torch.linspace(-0.5, 0.5, KNOTS) + 0.1)
+    assert sorted(set(pool.draw(8, make(1)).unique().tolist())) == pytest.approx(
+        [0, 0.6], abs=1e-6
+    )
