@@ -24,6 +24,8 @@ TITLES = {
     "watch_chi2": ("χ², aside", "of posterior samples, per entry of the measurements kept aside"),
     "watch_chi2_seen": ("χ², seen", "the same of measurements that are trained on"),
     "watch_auc": ("proximal AUC", "new measurements of prior samples against those kept aside"),
+    "nfe": ("network evaluations", "of the prior, for each sample of the E-step"),
+    "temperature": ("temperature", "of the likelihood in the E-step"),
     "denoising": ("denoising loss", "weighted squared error that trains the prior"),
 }
 

@@ -183,7 +183,7 @@ def test_posterior_without_density_and_no_classifier(
     posterior = opened.session.context.posterior
     assert posterior is not None
     monkeypatch.setattr(type(posterior), "has_density", False)
-    monkeypatch.setattr(flowdiff.core.api.Run, "_classifier", lambda self: None)
+    monkeypatch.setattr(flowdiff.core.api, "build_classifier", lambda registry: None)
     found = opened.evaluate(n=4, images=20)
     space = found["measurement_space"]
     assert space["evidence"]["skipped"] == "posterior glow has no density"

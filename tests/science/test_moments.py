@@ -281,7 +281,7 @@ def test_deterministic_and_blind_to_clean_images() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     arguments = inspect.signature(fit_gaussian).parameters
     assert list(arguments) == ["observation", "space", "generator"]
-    assert set(vars(observation)) == {"y", "params", "operator"}
+    assert set(vars(observation)) == {"y", "params", "operator", "temperature"}
 
 
 @pytest.mark.parametrize("keep", [0.6, 0.3])
