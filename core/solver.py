@@ -89,7 +89,8 @@ class Solver(Part, nn.Module, ABC):
 
         Args:
             prior: the prior; see `supports`.
-            observation: B measurements with their parameters and operator.
+            observation: B measurements with their parameters and operator, and a temperature T:
+                the samples are of p(x) p(y | x)^(1/T), up to a constant.
             n: samples per measurement.
             generator: source of noise.
             init: samples to start from, with shape (n, B, C, *spatial); None for pure noise.
