@@ -54,11 +54,20 @@ def keep_aside(sources: Tensor, share: float, generator: torch.Generator) -> Ten
         sources: source of each, with shape (N,); all of one source go together.
         share: of the measurements, at least.
         generator: chooses the sources.
+
+    Raises:
+        UserError: nothing would be left to learn from.
     """
     known, counts = sources.unique(return_counts=True)
     order = torch.randperm(len(known), generator=generator, device=generator.device).cpu()
     before = counts[order].cumsum(0) - counts[order]
-    return torch.isin(sources, known[order[before < share * len(sources)]])
+    aside = torch.isin(sources, known[order[before < share * len(sources)]])
+    if bool(aside.all()):
+        raise UserError(
+            "train.watch_share: the training measurements are all of one source, and a source is "
+            "not divided; set train.watch_share=0"
+        )
+    return aside
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ _CALIBRATED_ON = 512
 _KEPT = 8
 """Calibrations whose samples the flow still learns from."""
 _HOTTEST = 2.0
+"""T is at most this: beyond, something else is wrong than too few measurements."""
 _CORRECT_EVERY = 3
 """E-steps between two corrections of the tone curve."""
 

@@ -142,6 +142,8 @@ def test_what_is_aside_shares_no_source_with_the_rest() -> None:
     aside = keep_aside(sources, 0.22, Streams(0).fresh("watch"))
     assert int(aside.sum()) == 45
     assert not set(sources[aside].tolist()) & set(sources[~aside].tolist())
+    with pytest.raises(FlowdiffError, match="one source"):
+        keep_aside(torch.zeros(40), 0.1, Streams(0).fresh("watch"))
 
 
 def test_a_run_that_is_over_is_not_trained_again(tmp_path: Path) -> None:
