@@ -79,7 +79,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]
     ("patience", "name", "calls"),
     [
         (0, "_step", 4),
-        (0, "_go_back", 0),
         (0, "forget_after", 0),
         (1, "_go_back", 0),
         (1, "forget_after", 0),
