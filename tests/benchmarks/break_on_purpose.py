@@ -72,7 +72,7 @@ MISTAKES = (
         "tone: twice the curvature",
         "plugins/methods/_tone.py",
         "curvature = weight * flat",
-        "curvature = 9 * weight * flat",
+        "curvature = 2 * weight * flat",
         "tests/science/test_tone.py",
     ),
     Mistake(

@@ -49,8 +49,7 @@ def _expected(level: float) -> float:
 def _correct(chain: str, level: float) -> Pool:
     observation, samples = _two_levels(CHAINS[chain], level)
     pool = Pool(samples.clone(), torch.zeros(BOUNDED.shape), BOUNDED)
-    for _ in range(3):
-        pool.correct(observation, samples, make(4))
+    pool.correct(observation, samples, make(4))
     return pool
 
 
