@@ -85,7 +85,7 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
                 since = time.monotonic()
             # Spread over the run: a method may do other things at its beginning and end.
             share = (max(step - _WARM, 0) + 0.5) / _TIMED
-            ctx.step = min(int(share * ctx.total_steps), ctx.total_steps - 1)
+            ctx.step = int(share * ctx.total_steps)
             session.method.step(batch, ctx)
         seconds = (time.monotonic() - since) / _TIMED
     codomain = ctx.operator.codomain

@@ -16,10 +16,8 @@ def _watch(session: Session) -> dict[str, Any] | None:
     """How many measurements were kept aside to tell when to stop, and what they told."""
     if session.watch is None:
         return None
-    return {
-        "aside": len(session.watch.aside),
-        "best_step": session.best.step if session.method.stops_by else None,
-    }
+    aside = len(session.measurements.train) - len(session.context.observations)
+    return {"aside": aside, "best_step": session.best.step or None}
 
 
 def summarise(
