@@ -45,21 +45,24 @@ def affordable(observation: Observation) -> bool:
 
 
 @torch.no_grad()
-def refine(observation: Observation, start: Gaussian, noise: Tensor) -> Gaussian:
-    """N(μ, S) after some laps from `start`, which is also S₀, with ν = d.
+def refine(
+    observation: Observation, start: Gaussian, noise: Tensor, prior: Tensor | None = None
+) -> Gaussian:
+    """N(μ, S) after some laps from `start`, with ν = d.
 
     Args:
         observation: all N measurements, with a linear operator.
         start: a dense Gaussian.
         noise: variance of the real components of y, broadcastable to (1, *codomain).
+        prior: S₀, with shape (d, d); that of `start` by default.
 
     Returns:
         The Gaussian, dense.
     """
     space, count = start.space, len(observation)
     d = space.dimension
-    prior = _positive(start)
-    mean, covariance = start.mean.double().flatten(), prior
+    mean, covariance = start.mean.double().flatten(), _positive(start)
+    prior = covariance if prior is None else prior
     pieces = [_sufficient(observation[i : i + _CHUNK], noise) for i in range(0, count, _CHUNK)]
     for _ in range(_LAPS):
         factor = torch.linalg.cholesky(covariance)

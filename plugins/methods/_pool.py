@@ -10,7 +10,8 @@ images in the box that have that mean together.
 
 That a pixel's mean is right over all images does not make it right where it is background. So a
 tone curve is learned from the residuals of the measurements as well
-(`flowdiff.plugins.methods._tone`), and the pool is clip(x + t(x) + δ).
+(`flowdiff.plugins.methods._tone`), and the pool is clip(x + t(Wx) + δ). W is the fitted Gaussian's
+denoiser at half a standard deviation: x without most of the noise in its weak directions.
 
 For the same reason the first images are brought near the fitted moments *inside* the box.
 """
@@ -37,6 +38,8 @@ _STEPS = 2
 """Gauss-Newton steps of a correction; each begins where the last one ended."""
 _ELEMENTS = 2**20
 """Pixels that a correction looks at, at most."""
+_HELD_BACK = 0.5
+"""Noise level of the filter that a tone curve looks through, in standard deviations of the fit."""
 
 
 class Pool:
@@ -44,17 +47,18 @@ class Pool:
 
     Args:
         images: with shape (n, N, C, *spatial).
-        mean: mean that the images inside the bounds shall have, with shape (C, *spatial).
+        fit: the Gaussian of the measurements; the images inside the bounds shall have its mean.
         bounds: a bounded space to project onto; None to leave the images as they are.
 
     Attributes:
         curve: values of the tone curve at its knots, with shape (KNOTS,).
     """
 
-    def __init__(self, images: Tensor, mean: Tensor, bounds: ImageSpace | None) -> None:
+    def __init__(self, images: Tensor, fit: Gaussian, bounds: ImageSpace | None) -> None:
         self.images = images
         self.bounds = bounds
-        self.mean = mean if bounds is None else bounds.project(mean)
+        self.fit = fit
+        self.mean = fit.mean if bounds is None else bounds.project(fit.mean)
         self.curve = torch.zeros(KNOTS, device=images.device)
         self._shift: Tensor | None = None
 
@@ -97,7 +101,7 @@ class Pool:
         picked = picked.to(samples.device)
         x, some = samples.flatten(0, 1)[picked], observations[picked % measured]
         low, high = self.bounds.value_range
-        basis, curve = hats(x, self.bounds.value_range), self.curve
+        basis, curve = hats(self._smoothed(x), self.bounds.value_range), self.curve
         for _ in range(_STEPS):
             moved = self._toned(x, curve)
             moved = moved + self._find_shift(self.bounds, moved)
@@ -111,7 +115,15 @@ class Pool:
 
     def _toned(self, x: Tensor, curve: Tensor) -> Tensor:
         assert self.bounds is not None and self.bounds.value_range is not None
-        return x + tone(x, curve, self.bounds.value_range)
+        return x + tone(self._smoothed(x), curve, self.bounds.value_range)
+
+    def _smoothed(self, x: Tensor) -> Tensor:
+        """x with its weak directions, which have more of the noise, held back.
+
+        A curve of x itself would widen them with the strong ones.
+        """
+        sigma = _HELD_BACK * self.fit.variances.mean().sqrt()
+        return self.fit.denoise(x, sigma.expand(len(x)))
 
     def _find_shift(self, bounds: ImageSpace, images: Tensor) -> Tensor:
         """δ, with shape (C, *spatial)."""

@@ -6,13 +6,13 @@ each M-step. Were the images not x but T(x), for which T of a family would the m
 likeliest? T then goes into the prior. Here T adds to every pixel a piecewise linear function of
 its own value, the same for all pixels,
 
-.. math:: T_c(x) = P\big(x + t_c(x) + δ\big), \qquad t_c = \sum_k c_k h_k
+.. math:: T_c(x) = P\big(x + t_c(Wx) + δ\big), \qquad t_c = \sum_k c_k h_k
 
-with hat functions h_k over the value range, the projection P onto the bounds, and the δ that holds
-the mean (`flowdiff.plugins.methods._pool`). For a linear operator with Gaussian noise the
-likeliest c is least squares of the whitened residuals y − A T(x) of posterior samples x: they are
-independent of every function of x where the prior is right, so t is 0 then. A Gaussian prior of c
-keeps what few pixels tell near 0.
+with hat functions h_k over the value range, a linear filter W that takes noise away, the
+projection P onto the bounds, and the δ that holds the mean (`flowdiff.plugins.methods._pool`). For
+a linear operator with Gaussian noise the likeliest c is least squares of the whitened residuals
+y − A T(x) of posterior samples x: they are independent of every function of x where the prior is
+right, so t is 0 then. A Gaussian prior of c keeps what few pixels tell near 0.
 
 References:
     | Parameter Expansion to Accelerate EM: The PX-EM Algorithm (Liu et al., 1998)

@@ -1,4 +1,4 @@
-r"""Amortized EM: a diffusion prior learned by EM, and a flow that learns the E-step by heart.
+r"""Amortized EM: a diffusion prior learned by EM, and a flow that amortizes its posterior.
 
 Monte Carlo EM for p_θ(x) from measurements y ~ p(y | x, ω) alone, in small steps:
 
@@ -20,10 +20,11 @@ smaller than noise is. So the E-step takes p(y | x)^(1/T), with the least T for 
 samples is not below 1 on the training measurements (the discrepancy principle). With many
 measurements T is 1. Simulated pairs and the solver at restoration take the likelihood itself.
 
-*Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL: of
-the E-step's pairs, and of as many simulated ones, (x, y') with y' measured from a sample of
-another datum, or (``rehearse_on=prior``) from one of the prior, as in the sleep phase of
-wake-sleep. It so meets more measurements than there are data and cannot learn them by heart.
+*Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL, of
+pairs (x, y'): x is a sample of the prior and y' is measured from it, as in the sleep phase of
+wake-sleep. Of these there are as many as one likes. The E-step's pairs have the same distribution
+where the prior is right, but they are few, and a flow learns them by heart; ``rehearsal`` below 1
+mixes them in, and ``rehearse_on=samples`` measures the E-step's samples anew.
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
 and the first samples are those of its posterior. Where there are bounds, the prior first learns
@@ -82,7 +83,7 @@ __all__ = ["AmortizedEM"]
 _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
 _KEPT = 8
-"""Calibrations whose samples the flow still learns from."""
+"""Draws of the prior's samples that the flow still learns from."""
 _HOTTEST = 2.0
 """T is at most this: beyond, something else is wrong than too few measurements."""
 _CORRECT_EVERY = 3
@@ -107,16 +108,22 @@ class AmortizedEM(WithSolver):
             "fitted Gaussian; 0 for moves that leave the posterior invariant only",
         )
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
-        posterior_steps: int = Field(6, ge=1, description="φ-steps after each E-step of a batch")
+        posterior_steps: int = Field(8, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
-            0.5,
+            1.0,
             ge=0,
             le=1,
-            description="share of simulated pairs in the φ-step",
+            description="share of simulated pairs in the φ-step; the others are the E-step's",
         )
         rehearse_on: Literal["samples", "prior"] = Field(
-            "samples", description="whose samples those are of: other data's, or the prior's own"
+            "prior", description="whose samples are measured for those: the prior's, or the data's"
+        )
+        dreams: int = Field(
+            8192,
+            ge=_KEPT,
+            description="samples of the prior that are kept for that; an eighth of them is drawn "
+            "anew every calibrate_every steps",
         )
         reverse_kl: float = Field(
             0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
@@ -185,7 +192,7 @@ class AmortizedEM(WithSolver):
         images = self._samples
         if bounded:
             images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
-        self._pool = Pool(images.clone(), ctx.moments.mean, ctx.space if bounded else None)
+        self._pool = Pool(images.clone(), ctx.moments, ctx.space if bounded else None)
         self._dreams = self._samples.new_zeros(0, *ctx.space.shape)
         self._temperature, self._chi_square = 1.0, 1.0
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
@@ -239,10 +246,10 @@ class AmortizedEM(WithSolver):
         own, generator = self.config, ctx.streams.get("expectation")
         with torch.no_grad(), self.serving():
             drawn, nfe = self._samples[:, batch.index], 0
+            moves = ctx.step - self._moving.start
+            if moves >= 0 and moves % own.calibrate_every == 0:
+                self._calibrate(ctx)
             if ctx.step in self._moving:
-                moves = ctx.step - self._moving.start
-                if moves % own.calibrate_every == 0:
-                    self._calibrate(ctx)
                 if own.start == "flow":
                     drawn = ctx.posterior("sample", batch.observation, own.chains, generator)
                 observation = batch.observation.tempered(self._temperature)
@@ -276,17 +283,19 @@ class AmortizedEM(WithSolver):
         self._temperature = min(max(moved, 1.0), _HOTTEST)
 
     def _calibrate(self, ctx: RunContext) -> None:
-        """Tells the solver how wrong the prior is, on samples of the prior.
+        """Draws samples of the prior: the solver sees on them how wrong it is, the flow dreams.
 
-        On those that the prior was trained on its error is smaller, and every lap would lose some
+        On images that the prior was trained on its error is smaller, and every lap would lose some
         variance.
         """
         assert ctx.prior is not None
-        generator = ctx.streams.get("calibration")
-        images = ctx.prior("sample", _CALIBRATED_ON, generator)
-        self.solver.calibrate(ctx.prior, images, generator)
-        if self.config.rehearse_on == "prior":
-            self._dreams = torch.cat([images, self._dreams])[: _KEPT * _CALIBRATED_ON]
+        own, generator = self.config, ctx.streams.get("calibration")
+        dreaming = own.rehearse_on == "prior" and own.rehearsal > 0
+        count = max(_CALIBRATED_ON, own.dreams // _KEPT if dreaming else 0)
+        images = ctx.prior("sample", count, generator)
+        if dreaming:
+            self._dreams = torch.cat([images, self._dreams])[: own.dreams]
+        self.solver.calibrate(ctx.prior, images[:_CALIBRATED_ON], generator)
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
         """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""

@@ -1,16 +1,18 @@
 """Methods side by side on digits: the learned prior, the flow and the diffusion posterior.
 
     python -m tests.benchmarks.clean_prior noise amortized_em --steps 400 [--seed 0]
-        [--fold development] [--set method.start=flow …] [--cold]
+        [--fold development] [--set method.start=flow …] [--starts]
 
 Trains one method on one problem (noise .5; 40 % of the pixels missing + noise .1; blur of .8 px +
 noise .2) and prints one JSON line: processor seconds of training, network evaluations, the metrics
 of the prior, and held-out restoration (mean of 64 samples, PSNR with a peak of 2; whitened χ² of
 samples) by the flow in one pass, by the solver from the flow's samples, and by the untrained
 Wiener mean. Figures are [value, low, high] with a 95 % bootstrap interval over images; gains in
-PSNR are paired. `--cold` restores by the solver from the Wiener posterior's samples as well, and
-from nothing: what the flow's start saves. About ten minutes for each method, more for many steps.
-`tests.benchmarks.seeds` makes a table of the lines of several runs.
+PSNR are paired. `--starts` restores by the solver from other starts as well: from the Wiener
+posterior's samples, from nothing, and annealed from intermediate noise levels, in standard
+deviations of the fitted Gaussian: what the flow's start saves can be read off. About ten minutes
+for each method, more for many steps. `tests.benchmarks.seeds` makes a table of the lines of
+several runs.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ FLOW = {"posterior.hidden": [96, 32, 24], "method.lr_posterior": 2e-3}
 METRICS = ["c2st", "density", "coverage", "recall", "sliced_wasserstein"]
 RESTORED, DRAWS, TIMES = 200, 64, 4
 """Held-out measurements, samples of each, and calls of the solver one after the other."""
+STARTS = (0.25, 0.5, 1.0)
 
 
 def main() -> None:
@@ -63,7 +66,7 @@ def main() -> None:
     parser.add_argument("--fold", choices=["sealed", "development"], default="sealed")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--starts", action="store_true")
     parser.add_argument("--set", dest="given", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -102,11 +105,11 @@ def main() -> None:
         "last": {name: round(value, 3) for name, value in figures.items()},
     }
     with session.method.serving():
-        record |= _judge(session, options.cold)
+        record |= _judge(session, options.starts)
     print(json.dumps(record), flush=True)
 
 
-def _judge(session: Session, cold: bool) -> dict[str, Any]:
+def _judge(session: Session, starts: bool) -> dict[str, Any]:
     ctx, method = session.context, session.method
     clean = session.dataset.split("second")
     heldout = session.measurements.heldout[:RESTORED]
@@ -134,22 +137,26 @@ def _judge(session: Session, cold: bool) -> dict[str, Any]:
     if solver is None or ctx.posterior is None:
         return found
 
-    def refined(x: Tensor | None, start: float | None = 0.0) -> list[dict[str, Any]]:
-        """The solver from x on, `TIMES` calls; from nothing it is called once."""
-        since, evaluations, rows = time.monotonic(), 0, []
-        for _ in range(TIMES if x is not None else 1):
+    def refined(x: Tensor | None, start: float | None, calls: int) -> dict[str, Any]:
+        """The solver from x on, brought to the noise level `start` first, called that often."""
+        since, evaluations, path = time.monotonic(), 0, {}
+        for _ in range(calls):
             x, nfe = solver.sample(ctx.prior, heldout, DRAWS, generator, x, start)
             evaluations += nfe
-            spent = round(time.monotonic() - since, 1)
-            rows.append(judge.summary(x) | {"nfe": evaluations, "seconds": spent})
-        return rows
+            row = judge.summary(x)
+            path[evaluations] = row["psnr"][0]
+        spent = round(time.monotonic() - since, 1)
+        return row | {"nfe": evaluations, "seconds": spent, "psnr_by_nfe": path}
 
-    ways = {"diffusion": refined(flow)}
-    if cold:
-        ways["from_wiener"] = refined(affine.sample(DRAWS, generator))
-        ways["from_nothing"] = refined(None, None)
-    for name, rows in ways.items():
-        found[name] = rows[-1] | {"psnr_by_nfe": {row["nfe"]: row["psnr"][0] for row in rows}}
+    found["diffusion"] = refined(flow, 0.0, TIMES)
+    if starts:
+        scale = float(ctx.moments.variances.mean().sqrt())
+        drawn = affine.sample(DRAWS, generator)
+        found["from_wiener"] = refined(drawn, 0.0, TIMES)
+        found["from_nothing"] = refined(None, None, 1)
+        for share in STARTS:
+            found[f"from_flow_at_{share}"] = refined(flow, share * scale, 1)
+            found[f"from_wiener_at_{share}"] = refined(drawn, share * scale, 1)
     return found
 
 

@@ -104,13 +104,13 @@ def test_pairs_of_the_flow_are_data_or_simulated(monkeypatch: pytest.MonkeyPatch
 
 def test_the_flow_rehearses_on_samples_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there are any, simulated pairs are of them, and real ones are still of the data."""
-    settings = settings_of({**SHORT, "method.rehearse_on": "prior"})
+    settings = settings_of(SHORT)
     request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
     live = Session.build(resolve(request, get_registry()), get_registry())
     method, ctx = live.method, live.context
     assert isinstance(method, AmortizedEM)
     advance(live, 1)
-    assert len(method._dreams) == 512
+    assert len(method._dreams) == 1024
     seen: list[tuple[Tensor, Tensor]] = []
     simulate = with_simulated
 

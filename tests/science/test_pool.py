@@ -9,6 +9,7 @@ from flowdiff.core import Gaussian, ImageSpace
 from flowdiff.plugins.methods._pool import Pool, within_bounds
 
 from .test_split_gibbs import make
+from .test_tone import gaussian
 
 BOUNDED = ImageSpace((1, 4, 4), bounded=True)
 
@@ -19,7 +20,9 @@ def dark(n: int, mean: float = -0.95, std: float = 0.2) -> torch.Tensor:
 
 def test_projection_holds_the_mean() -> None:
     """A projection alone would lift images at the lower bound by about .06."""
-    pool = Pool(dark(2000).reshape(2, 1000, 1, 4, 4), torch.full((1, 4, 4), -0.95), BOUNDED)
+    pool = Pool(
+        dark(2000).reshape(2, 1000, 1, 4, 4), gaussian(torch.full((1, 4, 4), -0.95)), BOUNDED
+    )
     drawn = pool.draw(20_000, make(2))
     assert float(drawn.min()) == -1.0
     assert drawn.mean(0) == pytest.approx(torch.full((1, 4, 4), -0.95).numpy(), abs=0.02)
@@ -30,7 +33,7 @@ def test_projection_holds_the_mean() -> None:
 def test_projection_is_the_nearest_with_that_mean() -> None:
     """Moving mass from one image of the pool to another, within the bounds, comes no nearer."""
     images = dark(400)
-    pool = Pool(images[None].clone(), images.mean(0).clamp_min(-1), BOUNDED)
+    pool = Pool(images[None].clone(), gaussian(images.mean(0)), BOUNDED)
     pool.draw(1, make(2))
     assert pool._shift is not None
     nearest = (images + pool._shift).clamp(-1, 1)
@@ -46,7 +49,7 @@ def test_projection_is_the_nearest_with_that_mean() -> None:
 
 
 def test_new_images_are_drawn_and_shifted_anew() -> None:
-    pool = Pool(torch.zeros(1, 2, 1, 4, 4), torch.zeros(1, 4, 4), BOUNDED)
+    pool = Pool(torch.zeros(1, 2, 1, 4, 4), gaussian(torch.zeros(1, 4, 4)), BOUNDED)
     assert float(pool.draw(8, make(1)).abs().max()) == 0
     pool.put(torch.tensor([0, 1]), torch.full((1, 2, 1, 4, 4), 0.5))
     # The mean is to be 0, so what is .5 everywhere moves down.
@@ -55,7 +58,7 @@ def test_new_images_are_drawn_and_shifted_anew() -> None:
 
 def test_without_bounds_nothing_is_changed() -> None:
     images = dark(10)[None]
-    pool = Pool(images.clone(), torch.zeros(1, 4, 4), None)
+    pool = Pool(images.clone(), gaussian(torch.zeros(1, 4, 4)), None)
     drawn = pool.draw(50, make(1))
     assert (drawn[:, None] == images[0]).flatten(2).all(2).any(1).all()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowdiff.core import ImageSpace, Observation, get_registry
+from flowdiff.core import Gaussian, ImageSpace, Observation, get_registry
 from flowdiff.core.assembly import build_operator
 from flowdiff.plugins.methods._pool import Pool
 from flowdiff.plugins.methods._tone import KNOTS, hats, tone
@@ -20,6 +20,13 @@ BOUNDED = ImageSpace((1, 4, 4), bounded=True)
 NOISE = 0.5
 MASK = [{"name": "random_mask", "keep": 0.6}, {"name": "gaussian_noise", "sigma": NOISE}]
 CHAINS: dict[str, list[dict[str, Any]]] = {"noise": MASK[1:], "mask": MASK}
+
+
+def gaussian(mean: Tensor, covariance: Tensor | None = None) -> Gaussian:
+    """N(mean, I) by default."""
+    return Gaussian.from_covariance(
+        BOUNDED, mean, torch.eye(16) if covariance is None else covariance
+    )
 
 
 def _two_levels(
@@ -48,7 +55,7 @@ def _expected(level: float) -> float:
 
 def _correct(chain: str, level: float) -> Pool:
     observation, samples = _two_levels(CHAINS[chain], level)
-    pool = Pool(samples.clone(), torch.zeros(BOUNDED.shape), BOUNDED)
+    pool = Pool(samples.clone(), gaussian(torch.zeros(BOUNDED.shape)), BOUNDED)
     pool.correct(observation, samples, make(4))
     return pool
 
@@ -95,7 +102,7 @@ def test_background_that_is_too_bright_goes_down_and_the_rest_stays() -> None:
     truth[2000:] = 0.5
     observation = operator.observe(truth, make(2))
     samples = torch.where(truth < 0, -0.9, 0.4)[None]
-    pool = Pool(samples.clone(), truth.mean(0), BOUNDED)
+    pool = Pool(samples.clone(), gaussian(truth.mean(0)), BOUNDED)
     assert pool.draw(500, make(5)).min() == pytest.approx(-0.9, abs=1e-3)
     for _ in range(3):
         pool.correct(observation, samples, make(4))
@@ -105,11 +112,31 @@ def test_background_that_is_too_bright_goes_down_and_the_rest_stays() -> None:
 
 
 def test_a_curve_is_taken_and_applied() -> None:
-    """Levels of ∓.2 grow by half, about the mean that is held whatever the curve."""
+    """Levels of ∓.2, of which the filter of N(.3, I) leaves four fifths, grow by two fifths.
+
+    About the mean that is held whatever the curve.
+    """
     images = torch.tensor([-0.2, 0.2]).reshape(1, 2, 1, 1, 1).expand(1, 2, 1, 4, 4)
-    pool = Pool(images.clone(), torch.full((1, 4, 4), 0.3), BOUNDED)
+    pool = Pool(images.clone(), gaussian(torch.full((1, 4, 4), 0.3)), BOUNDED)
     assert sorted(set(pool.draw(8, make(1)).unique().tolist())) == pytest.approx([0.1, 0.5])
     pool.set_curve(torch.linspace(-0.5, 0.5, KNOTS) + 0.1)
     assert sorted(set(pool.draw(8, make(1)).unique().tolist())) == pytest.approx(
-        [0, 0.6], abs=1e-6
+        [0.02, 0.58], abs=1e-6
     )
+
+
+def test_weak_directions_are_not_widened() -> None:
+    """Images that are constant but for noise of .05; a curve that doubles contrast.
+
+    Taken at x itself it would double the noise with it.
+    """
+    covariance = 0.04 * torch.ones(16, 16) + 0.0025 * torch.eye(16)
+    fit = gaussian(torch.zeros(BOUNDED.shape), covariance)
+    images = fit.sample(4000, make(1))
+    pool = Pool(images[None].clone(), fit, BOUNDED)
+    pool.set_curve(torch.linspace(-1, 1, KNOTS))
+    before, after = (fit.analyse(x).var(0) for x in (images, pool.draw(20_000, make(2))))
+    strong = int(before.argmax())
+    grown = (after / before).sqrt()
+    assert float(grown[strong]) == pytest.approx(1.97, abs=0.05)
+    assert float(torch.cat([grown[:strong], grown[strong + 1 :]]).max()) < 1.25

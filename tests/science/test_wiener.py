@@ -22,7 +22,7 @@ from flowdiff.core import (
     flatten_real,
     spectral_power,
 )
-from flowdiff.core.moments import dct_basis
+from flowdiff.core.spectrum import dct_basis
 
 from .problems import (
     F64,
