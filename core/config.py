@@ -1,7 +1,8 @@
 """The configuration of a run: its schema, ``--set`` and YAML, and how it is resolved.
 
 A resolved configuration names every part with every setting, so that ``config.yaml`` reproduces
-the run. Later sources win: built-in defaults, those of the data set (`Dataset.defaults`), preset,
+the run. Later sources win: built-in defaults, those of the method (`Method.train_defaults`,
+`Part.nested_defaults`), those of the data set (`Dataset.defaults`), preset,
 ``--config FILE``, command-line options, ``--set``. What a data set suggests comes before a preset,
 because a preset is something that the user asked for, and a data set's name is not a size.
 """
@@ -243,7 +244,8 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         "method", request, overrides["method"], registry, suggested
     )
     method = str(resolved["method"]["name"])
-    roles = registry.load("method", method).roles
+    made = registry.load("method", method)
+    roles = made.roles
     for scope, needed in (("prior", roles.prior), ("posterior", roles.posterior)):
         if needed:
             resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry, suggested)
@@ -266,11 +268,15 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         )
         for name, own in chain
     ]
+    suggestions = {
+        "train": _train_suggestions(method, made.train_defaults, suggested),
+        "eval": suggested.settings.get("eval", {}),
+    }
     blocks = {
         scope: _validate(
             cls,
             {
-                **suggested.settings.get(scope, {}),
+                **suggestions[scope],
                 **cls.presets.get(request.preset, {}),
                 **_mapping(request, scope),
                 **overrides[scope],
@@ -289,6 +295,19 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         return RunConfig(**top, **resolved, operator=operator, **blocks)
     except ValidationError as error:
         raise UserError(_first_error(error, "")) from error
+
+
+def _train_suggestions(
+    method: str, own: Mapping[str, Any], suggested: _Suggested
+) -> dict[str, Any]:
+    """What method and data set suggest for training; the data set speaks for its own method."""
+    wrong = next((key for key in own if key not in TrainConfig.model_fields), None)
+    if wrong is not None:
+        raise PluginError(f"method {method}: its train_defaults set {wrong!r}, no such setting")
+    of_data = suggested.settings.get("train", {})
+    if suggested.of("method").part == method:
+        return {**own, **of_data}
+    return {**of_data, **own}
 
 
 def _by_scope(settings: Sequence[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -542,6 +561,8 @@ def _resolve_part(
     for part, place in [(cls, ""), *((nested[f], f) for f in nested)]:
         preset_values = part.Config.presets.get(preset, {}) if part is not cls else {}
         values = {**hints[place], **preset_values, **pieces[place]}
+        if place and chosen[place] == _default(cls, place):
+            values = {**cls.nested_defaults.get(place, {}), **values}
         config = _validate(part.Config, values, scope)
         resolved |= config.model_dump(mode="json")
     return resolved

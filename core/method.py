@@ -9,7 +9,7 @@ never by import. All that must survive a kill is in `state()`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -114,6 +114,9 @@ class Method(Part, ABC):
     """Only for controls: every other method gets a view of the data that holds no image."""
     trains: ClassVar[bool] = True
     """Whether it takes steps; a closed form does all in `setup`."""
+    train_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings ``train.*`` that suit the method, such as its number of steps, where the user says
+    nothing."""
     stops_by: ClassVar[tuple[str, ...]] = ("watch_negative_elbo", "watch_auc")
     """Figures of `flowdiff.core.watch` that say which step was best: the first that the method
     has, the lower the better. Empty where none of them does."""

@@ -52,7 +52,8 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -96,16 +97,18 @@ class AmortizedEM(WithSolver):
     class Config(JointSettings):
         """Settings ``method.*``; those of the solver stand beside them."""
 
+        lr_prior: float = Field(2e-3, gt=0, description="peak learning rate of the prior")
+        lr_posterior: float = Field(2e-3, gt=0, description="peak learning rate of the posterior")
         solver: str = Field("split_gibbs", description="sampler of the E-step, a registered name")
         chains: int = Field(2, ge=1, description="samples kept of every measurement")
         start: Literal["chain", "flow"] = Field(
             "chain", description="where the E-step begins: the last samples, or the flow's own"
         )
         warm_start: float = Field(
-            0.0,
+            0.5,
             ge=0,
-            description="noise level that the E-step begins at, in standard deviations of the "
-            "fitted Gaussian; 0 for moves that leave the posterior invariant only",
+            description="noise level that the E-step is annealed from, in standard deviations of "
+            "the fitted Gaussian; 0 for moves that leave the posterior invariant only",
         )
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
         posterior_steps: int = Field(8, ge=1, description="φ-steps after each E-step of a batch")
@@ -170,6 +173,11 @@ class AmortizedEM(WithSolver):
             return self
 
     roles = Roles(prior=True, posterior=True, density=True)
+    train_defaults: ClassVar[Mapping[str, Any]] = {"steps": 400}
+    # The chains of a measurement are its particles: more would be drawn and thrown away.
+    nested_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "solver": {"moves": 2, "particles": 2}
+    }
     # The flow trails the prior, so the bound of both together says little of either.
     stops_by = ()
     artifacts = frozenset({"sample", "restore"})

@@ -29,6 +29,7 @@ from flowdiff.core.config import (
     settings_of,
     to_yaml,
 )
+from flowdiff.plugins.methods.amortized_em import AmortizedEM
 from flowdiff.plugins.networks.unet import UNet
 from flowdiff.plugins.priors.edm import EDMPrior
 
@@ -208,6 +209,45 @@ def test_preset_then_file_then_settings_replace_a_dataset() -> None:
     config = suggesting(file=file, settings=[("train.steps", 6), ("prior.channels", 40)])
     assert config.prior is not None
     assert (config.train.steps, config.prior["channels"]) == (6, 40)
+
+
+class Picky(AmortizedEM):
+    """A method that suggests a number of steps, and settings of its solver."""
+
+    train_defaults: ClassVar[Mapping[str, Any]] = {"steps": 44, "keep": 7}
+    nested_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {"solver": {"moves": 9}}
+
+
+def picky(defaults: Mapping[str, Any], **request: Any) -> RunConfig:
+    get_registry().register("method", "picky", Picky)
+    return suggesting(defaults, **request)
+
+
+def test_a_method_suggests_steps_and_settings_of_its_solver() -> None:
+    config = picky({}, method="picky")
+    assert (config.train.steps, config.train.keep, config.method["moves"]) == (44, 7, 9)
+    assert config.train.batch_size == TrainConfig().batch_size
+    config = picky({}, method="picky", settings=[("train.steps", 3), ("method.moves", 2)])
+    assert (config.train.steps, config.method["moves"]) == (3, 2)
+    assert picky({}, method="picky", preset="quick").train.steps == 150
+    # Another solver is not meant, even where it has a setting of that name.
+    assert "moves" not in picky({}, method="picky", settings=[("method.solver", "mmps")]).method
+
+
+def test_a_data_set_speaks_for_the_training_of_its_own_method() -> None:
+    named = {"method": "picky", "train.steps": 5, "train.batch_size": 6}
+    config = picky(named)
+    assert (config.train.steps, config.train.keep, config.train.batch_size) == (5, 7, 6)
+    other = {"method": "flowdiff", "train.steps": 5, "train.batch_size": 6}
+    config = picky(other, method="picky")
+    assert (config.train.steps, config.train.batch_size) == (44, 6)
+    assert picky(other).train.steps == 5
+
+
+def test_a_wrong_suggestion_of_a_method_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Picky, "train_defaults", {"stepps": 4})
+    with pytest.raises(PluginError, match="method picky: its train_defaults set 'stepps'"):
+        picky({}, method="picky")
 
 
 def test_a_preset_of_a_part_replaces_a_dataset() -> None:
