@@ -113,19 +113,21 @@ def evidence_covariance(seen: Statistics, problem: LinearProblem, rank: int) -> 
     theta = torch.zeros(sum(sizes), dtype=problem.matrix.dtype, device=problem.matrix.device)
     law, width, _, components = theta.split(sizes)
     law[:2] = torch.tensor([1.0, math.log(3.0)])
-    width[0] = math.log(scale) * dimension**0.5
+    width[:] = problem.basis.sum(1) * math.log(scale)
     generator = torch.Generator().manual_seed(0)
     components[:] = _SMALL * randn((dimension * rank,), generator, components.device)
     start = law.clone()
     theta.requires_grad_(True)
     smooth = 1.0 + problem.spatial + problem.channel
     smooth = torch.where(smooth > 1.0, smooth, torch.zeros_like(smooth))
+    # Components of a vector have no frequency: w alone has their variances.
+    stationary = float(bool(problem.space.spatial))
 
     def build() -> Tensor:
         law, width, free, components = theta.split(sizes)
         square = problem.spatial + law[2].exp() * problem.channel
         spectrum = ((2 * law[0]).exp() + square) ** (-law[1].exp() / 2)
-        spectrum = spectrum * free.clamp(-12, 12).exp()
+        spectrum = spectrum * (stationary * free.clamp(-12, 12)).exp()
         root = problem.basis.mT * (spectrum / spectrum.mean()).sqrt()
         factor = root @ components.reshape(dimension, rank)
         deviation = (problem.basis.mT @ width).clamp(-12, 12).exp()

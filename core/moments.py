@@ -20,8 +20,9 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use a model that is diagonal in the DCT basis (`flowdiff.core.spectral_moments`). Where a
 matrix for each sample is affordable, that is the start and the S₀ of an exact EM
-(`flowdiff.core.per_sample_em`); what this finds then has an S₀ of few parameters fitted to it, and
-the EM goes on with that. A non-linear operator gives a broad isotropic Gaussian.
+(`flowdiff.core.per_sample_em`). In small spaces an S₀ of few parameters is then fitted to what
+that finds of the images, and the EM goes on about it, if held-out measurements are likelier so. A
+non-linear operator gives a broad isotropic Gaussian.
 
 References:
     | Maximum likelihood from incomplete data via the EM algorithm (Dempster et al., 1977)
@@ -36,7 +37,7 @@ from torch import Tensor
 from .evidence import LinearProblem, Statistics, evidence_covariance, evidence_mean
 from .gaussian import DENSE_LIMIT, Gaussian
 from .observation import Observation
-from .per_sample_em import affordable, refine
+from .per_sample_em import PerSampleEM, affordable
 from .random import randn
 from .space import ImageSpace
 from .spectral_moments import fit_spectral
@@ -49,12 +50,10 @@ _NUS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Candidates of ν, in units of the dimension."""
 _RANKS = (0, 2, 4)
 """Candidates of the number of leading components, up to an eighth of the dimension."""
-_USUAL_RANK = 2
-"""The same where it is not chosen."""
 _INDIFFERENT = 0.05
 """Held-out nats per measurement that do not count as a difference when ν is chosen."""
 _CHOOSE_BELOW = 200
-"""Dimension above which ν is not chosen but set to the dimension: the choice costs 54 fits."""
+"""Dimension above which nothing is chosen, rank 0 and ν = dimension: it would cost 54 fits."""
 _ROUNDS = 3
 """Of fitting an S₀ to what the per-sample EM has found, and going on with that."""
 _TINY = 1e-4
@@ -98,42 +97,54 @@ def _fit(
 ) -> Gaussian:
     """The fit with a noise of given variance, broadcastable to (1, *codomain).
 
-    Rank and ν are chosen, or, for a first rough fit, the usual ones.
+    Rank and ν are chosen, or, for a first rough fit, 0 and the dimension.
     """
     operator, device = observation.operator, observation.y.device
     if not _one_matrix(observation, space):
         fitted = fit_spectral(observation, space, generator, float(noise.mean()))
         if fitted.dense and affordable(observation):
-            fitted = _refine(observation, fitted, noise)
+            fitted = _refine(observation, fitted, noise, choose)
         return fitted.to(device)
     one = observation[:1].params
     matrix = dense_matrix(operator, 1, one, device)[0]
     zero = torch.zeros(1, *space.shape, device=device)
     y = flatten_real(observation.y - operator(zero, one)).double()
     problem = LinearProblem(matrix, each_entry(noise, 1, operator)[0].double(), space)
-    rank, nu = _choose(y, problem, generator) if choose else _usual(space)
+    rank, nu = _choose(y, problem, generator) if choose else (0, float(space.dimension))
     mean, covariance = _fit_dense(Statistics.of(y), problem, rank, nu)
     return Gaussian.from_covariance(space, mean.reshape(space.shape), covariance).to(device)
 
 
-def _refine(observation: Observation, start: Gaussian, noise: Tensor) -> Gaussian:
-    """Exact EM for operators that differ, about the start, then about covariances S₀ of it."""
-    space = start.space
-    fitted = refine(observation, start, noise)
-    for _ in range(_ROUNDS):
-        found = Statistics(
-            len(observation), fitted.mean.double().flatten(), fitted.covariance().double()
-        )
-        tiny = _TINY * found.covariance.diagonal().mean().expand(space.dimension)
-        itself = torch.eye(space.dimension).to(found.covariance)
-        prior = evidence_covariance(found, LinearProblem(itself, tiny, space), _usual(space)[0])
-        fitted = refine(observation, fitted, noise, prior)
-    return fitted
+def _refine(observation: Observation, start: Gaussian, noise: Tensor, choose: bool) -> Gaussian:
+    """Exact EM for operators that differ, about the start or about an S₀ of few parameters.
+
+    Which, a third of the measurements says that the others are fitted without.
+    """
+    whole = PerSampleEM(observation, noise)
+    if not choose or start.space.dimension > _CHOOSE_BELOW or len(observation) < 4 * _FOLDS:
+        return whole.fit(start).gaussian
+    position = torch.arange(len(observation), device=observation.y.device) % _FOLDS
+    seen, unseen = (PerSampleEM(observation[position > 0], noise), observation[position == 0])
+    judge = PerSampleEM(unseen, noise)
+    ranks = [None, *_ranks(start.space)]
+    scores = [judge.nll(_about(seen, start, rank)) for rank in ranks]
+    return _about(whole, start, ranks[scores.index(min(scores))])
 
 
-def _usual(space: ImageSpace) -> tuple[int, float]:
-    """Rank and ν where they are not chosen."""
-    return min(_USUAL_RANK, space.dimension // 8), float(space.dimension)
+def _about(em: PerSampleEM, start: Gaussian, rank: int | None) -> Gaussian:
+    """The EM about an S₀ of that rank, fitted to what it finds; None: about the start."""
+    found = em.fit(start)
+    for _ in range(_ROUNDS if rank is not None else 0):
+        images, d = found.images, em.space.dimension
+        tiny = _TINY * images.covariance.diagonal().mean().expand(d)
+        itself = torch.eye(d).to(images.covariance)
+        prior = evidence_covariance(images, LinearProblem(itself, tiny, em.space), rank or 0)
+        found = em.fit(found.gaussian, prior)
+    return found.gaussian
+
+
+def _ranks(space: ImageSpace) -> list[int]:
+    return [rank for rank in _RANKS if rank <= space.dimension // 8]
 
 
 def _one_matrix(observation: Observation, space: ImageSpace) -> bool:
@@ -150,9 +161,9 @@ def _choose(y: Tensor, problem: LinearProblem, generator: torch.Generator) -> tu
     """Rank and ν by the likelihood of held-out measurements."""
     dimension = problem.space.dimension
     if dimension > _CHOOSE_BELOW or len(y) < 4 * _FOLDS:
-        return _usual(problem.space)
+        return 0, float(dimension)
     fold = torch.randperm(len(y), generator=generator, device=y.device) % _FOLDS
-    ranks = [r for r in _RANKS if r <= dimension // 8]
+    ranks = _ranks(problem.space)
     score = {(rank, nu): 0.0 for rank in ranks for nu in _NUS}
     for held in range(_FOLDS):
         seen, unseen = Statistics.of(y[fold != held]), Statistics.of(y[fold == held])
@@ -163,10 +174,10 @@ def _choose(y: Tensor, problem: LinearProblem, generator: torch.Generator) -> tu
                 mean, covariance = _em(seen, problem, prior, mean_prior, nu * dimension)
                 nll = unseen.nll(problem.matrix @ mean, problem.marginal(covariance))
                 score[rank, nu] += float(nll) / _FOLDS
-    # Where y does not decide, the smooth prior does: the largest ν that is nearly as likely.
+    # Where y does not decide on ν, the smooth prior does: the largest that is nearly as likely.
     best = min(score, key=lambda pair: score[pair])
     limit = score[best] + _INDIFFERENT
-    chosen = max(nu for rank, nu in score if rank == best[0] and score[rank, nu] < limit)
+    chosen = max(nu for rank, nu in score if rank == best[0] and score[rank, nu] <= limit)
     return best[0], chosen * dimension
 
 

@@ -18,14 +18,18 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from .evidence import Statistics
 from .gaussian import Gaussian
 from .observation import Observation
 from .wiener import dense_matrix, flatten_real, observed_precision
 
-__all__ = ["affordable", "refine"]
+__all__ = ["Fit", "PerSampleEM", "affordable"]
 
 _LAPS = 60
 _SETTLED = 2e-3
@@ -44,51 +48,95 @@ def affordable(observation: Observation) -> bool:
     return len(observation) * d * d * (d + outputs) < _MOST_WORK
 
 
-@torch.no_grad()
-def refine(
-    observation: Observation, start: Gaussian, noise: Tensor, prior: Tensor | None = None
-) -> Gaussian:
-    """N(μ, S) after some laps from `start`, with ν = d.
+@dataclass(frozen=True)
+class Fit:
+    """What the EM has found.
+
+    Attributes:
+        gaussian: N(μ, S), dense.
+        images: mean and covariance of the images as the measurements show them under it: S without
+            the share of S₀.
+    """
+
+    gaussian: Gaussian
+    images: Statistics
+
+
+class PerSampleEM:
+    """EM for measurements whose operators differ.
 
     Args:
         observation: all N measurements, with a linear operator.
-        start: a dense Gaussian.
         noise: variance of the real components of y, broadcastable to (1, *codomain).
-        prior: S₀, with shape (d, d); that of `start` by default.
-
-    Returns:
-        The Gaussian, dense.
     """
-    space, count = start.space, len(observation)
-    d = space.dimension
-    mean, covariance = start.mean.double().flatten(), _positive(start)
-    prior = covariance if prior is None else prior
-    pieces = [_sufficient(observation[i : i + _CHUNK], noise) for i in range(0, count, _CHUNK)]
-    for _ in range(_LAPS):
-        factor = torch.linalg.cholesky(covariance)
+
+    def __init__(self, observation: Observation, noise: Tensor) -> None:
+        self.space = observation.operator.space
+        self.count = len(observation)
+        self.pieces = [
+            _sufficient(observation[i : i + _CHUNK], noise) for i in range(0, self.count, _CHUNK)
+        ]
+
+    @torch.no_grad()
+    def fit(self, start: Gaussian, prior: Tensor | None = None) -> Fit:
+        """Some laps from `start`, with ν = d.
+
+        Args:
+            start: a dense Gaussian.
+            prior: S₀, with shape (d, d); that of `start` by default.
+        """
+        d = self.space.dimension
+        covariance = _positive(start)
+        mean = start.mean.double().flatten()
+        prior = covariance if prior is None else prior
+        for _ in range(_LAPS):
+            images = self._moments(mean, covariance)
+            before, mean = covariance, images.mean
+            covariance = (self.count * images.covariance + d * prior) / (self.count + d)
+            if (covariance - before).norm() < _SETTLED * covariance.norm():
+                break
+        image = mean.reshape(self.space.shape)
+        if self.space.value_range is not None:
+            image = image.clamp(*self.space.value_range)
+        fitted = Gaussian.from_covariance(self.space, image, covariance)
+        return Fit(fitted.to(start.mean.device), images)
+
+    def _moments(self, mean: Tensor, covariance: Tensor) -> Statistics:
+        """Of the images: Σ (P_i + (m_i − m̄)(m_i − m̄)ᵀ) / N under N(mean, covariance)."""
         means, spread = [], torch.zeros_like(covariance)
-        for information, projected in pieces:
+        for piece, lower, factor in self._factored(covariance):
             # P = R (I + RᵀHR)⁻¹ Rᵀ with H = AᵀWA, and P Aᵀ W (y − A μ) = P (h − H μ).
-            inner = factor.mT @ information @ factor
-            inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
-            lower = torch.linalg.cholesky(inner)
             root = torch.linalg.solve_triangular(lower, factor.mT.expand_as(lower), upper=False)
             spread += torch.einsum("bij,bik->jk", root, root)
-            residual = projected - information @ mean
+            residual = piece.projected - piece.information @ mean
             back = (root @ residual[..., None])[..., 0]
             means.append(mean + torch.einsum("bij,bi->bj", root, back))
         found = torch.cat(means)
-        mean = found.mean(0)
-        centred = found - mean
-        before = covariance
-        covariance = (spread + centred.mT @ centred + d * prior) / (count + d)
-        covariance = 0.5 * (covariance + covariance.mT)
-        if (covariance - before).norm() < _SETTLED * covariance.norm():
-            break
-    image = mean.reshape(space.shape)
-    if space.value_range is not None:
-        image = image.clamp(*space.value_range)
-    return Gaussian.from_covariance(space, image, covariance)
+        centred = found - found.mean(0)
+        second = (spread + centred.mT @ centred) / self.count
+        return Statistics(self.count, found.mean(0), 0.5 * (second + second.mT))
+
+    @torch.no_grad()
+    def nll(self, gaussian: Gaussian) -> float:
+        """−log p(y) per measurement, in nats, but for a constant of the measurements."""
+        mean, total = gaussian.mean.double().flatten(), 0.0
+        for piece, lower, factor in self._factored(_positive(gaussian)):
+            residual = piece.projected - piece.information @ mean
+            inner = factor.mT @ residual[..., None]
+            known = torch.linalg.solve_triangular(lower, inner, upper=False).square().sum((1, 2))
+            # (y − Aμ)ᵀW(y − Aμ) without yᵀWy
+            squares = mean @ (piece.information @ mean).T - 2 * piece.projected @ mean
+            log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            total += 0.5 * float((squares - known + log_det).sum())
+        return total / self.count
+
+    def _factored(self, covariance: Tensor) -> Iterator[tuple[_Sufficient, Tensor, Tensor]]:
+        """Each piece with the Cholesky factors of I + RᵀHR (B, d, d) and R of the covariance."""
+        factor = torch.linalg.cholesky(covariance)
+        for piece in self.pieces:
+            inner = factor.mT @ piece.information @ factor
+            inner.diagonal(dim1=-2, dim2=-1).add_(1.0)
+            yield piece, torch.linalg.cholesky(inner), factor
 
 
 def _positive(gaussian: Gaussian) -> Tensor:
@@ -100,12 +148,19 @@ def _positive(gaussian: Gaussian) -> Tensor:
     return 0.5 * (covariance + covariance.mT)
 
 
-def _sufficient(observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Sufficient:
     """H = AᵀWA (B, d, d) and h = AᵀW(y − A(0)) (B, d) over the observed entries, float64."""
+
+    information: Tensor
+    projected: Tensor
+
+
+def _sufficient(observation: Observation, noise: Tensor) -> _Sufficient:
     operator, params, count = observation.operator, observation.params, len(observation)
     matrix = dense_matrix(operator, count, params, observation.y.device)
     weight = observed_precision(operator, count, params, noise)
     zero = torch.zeros(count, *operator.space.shape, device=observation.y.device)
     y = flatten_real(observation.y - operator(zero, params)).double()
     weighted = matrix * weight[..., None]
-    return matrix.mT @ weighted, (weighted.mT @ y[..., None])[..., 0]
+    return _Sufficient(matrix.mT @ weighted, (weighted.mT @ y[..., None])[..., 0])

@@ -115,6 +115,8 @@ class Pool:
 
     def _toned(self, x: Tensor, curve: Tensor) -> Tensor:
         assert self.bounds is not None and self.bounds.value_range is not None
+        if not curve.any():
+            return x
         return x + tone(self._smoothed(x), curve, self.bounds.value_range)
 
     def _smoothed(self, x: Tensor) -> Tensor:

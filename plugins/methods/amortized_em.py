@@ -83,8 +83,10 @@ __all__ = ["AmortizedEM"]
 
 _CALIBRATED_ON = 512
 """Samples of the prior that the solver measures the denoiser on."""
-_KEPT = 8
-"""Draws of the prior's samples that the flow still learns from."""
+_KEPT = 4
+"""Draws of the prior's samples that the flow still learns from: older are of an older prior."""
+_PIXELS = 2**24
+"""Of all these samples together, at most."""
 _HOTTEST = 2.0
 """T is at most this: beyond, something else is wrong than too few measurements."""
 _CORRECT_EVERY = 3
@@ -123,10 +125,10 @@ class AmortizedEM(WithSolver):
             "prior", description="whose samples are measured for those: the prior's, or the data's"
         )
         dreams: int = Field(
-            8192,
+            4096,
             ge=_KEPT,
-            description="samples of the prior that are kept for that; an eighth of them is drawn "
-            "anew every calibrate_every steps",
+            description="samples of the prior that are kept for that, fewer of large images; a "
+            "fourth of them is drawn anew every calibrate_every steps",
         )
         reverse_kl: float = Field(
             0.0, ge=0, description="weight of the reverse KL in the φ-step, beside the forward one"
@@ -299,10 +301,15 @@ class AmortizedEM(WithSolver):
         assert ctx.prior is not None
         own, generator = self.config, ctx.streams.get("calibration")
         dreaming = own.rehearse_on == "prior" and own.rehearsal > 0
-        count = max(_CALIBRATED_ON, own.dreams // _KEPT if dreaming else 0)
-        images = ctx.prior("sample", count, generator)
+        kept = min(own.dreams, max(_PIXELS // ctx.space.dimension, _KEPT)) if dreaming else 0
+        images = torch.cat(
+            [
+                ctx.prior("sample", min(_CALIBRATED_ON, count), generator)
+                for count in range(max(kept // _KEPT, _CALIBRATED_ON), 0, -_CALIBRATED_ON)
+            ]
+        )
         if dreaming:
-            self._dreams = torch.cat([images, self._dreams])[: own.dreams]
+            self._dreams = torch.cat([images[: kept // _KEPT], self._dreams])[:kept]
         self.solver.calibrate(ctx.prior, images[:_CALIBRATED_ON], generator)
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:

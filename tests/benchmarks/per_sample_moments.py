@@ -19,7 +19,7 @@ from flowdiff.core import Gaussian, Wiener, fit_gaussian, get_registry
 from flowdiff.core.assembly import Assembly, build_dataset
 from flowdiff.core.config import Request, resolve, settings_of
 from flowdiff.core.measurements import Measurements
-from flowdiff.core.per_sample_em import refine
+from flowdiff.core.per_sample_em import PerSampleEM
 from flowdiff.core.random import Streams
 from flowdiff.core.spectral_moments import fit_spectral
 from flowdiff.core.statistics import psnr
@@ -51,7 +51,7 @@ def main() -> None:
         start = fit_spectral(made.train, dataset.space, torch.Generator().manual_seed(0), noise)
         between = time.monotonic()
         variance = torch.full((1, *operator.codomain.shape), noise)
-        refined = refine(made.train, start, variance)
+        refined = PerSampleEM(made.train, variance).fit(start).gaussian
         later = time.monotonic()
         fitted = fit_gaussian(made.train, dataset.space, torch.Generator().manual_seed(0))
         seconds = between - since, later - since, time.monotonic() - later

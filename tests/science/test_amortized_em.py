@@ -104,13 +104,13 @@ def test_pairs_of_the_flow_are_data_or_simulated(monkeypatch: pytest.MonkeyPatch
 
 def test_the_flow_rehearses_on_samples_of_the_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there are any, simulated pairs are of them, and real ones are still of the data."""
-    settings = settings_of(SHORT)
+    settings = settings_of({**SHORT, "method.rehearsal": 0.5, "method.dreams": 400})
     request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
     live = Session.build(resolve(request, get_registry()), get_registry())
     method, ctx = live.method, live.context
     assert isinstance(method, AmortizedEM)
     advance(live, 1)
-    assert len(method._dreams) == 1024
+    assert len(method._dreams) == 100
     seen: list[tuple[Tensor, Tensor]] = []
     simulate = with_simulated
 
@@ -122,6 +122,7 @@ def test_the_flow_rehearses_on_samples_of_the_prior(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("flowdiff.plugins.methods.amortized_em.with_simulated", watched)
     advance(live, 1)
     images, real = seen[0]
+    assert len(images) == len(real) > 0
     dreams = method._dreams
     assert all((dreams == image).flatten(1).all(1).any() for image in images)
     y = ctx.observations.y

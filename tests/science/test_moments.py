@@ -23,7 +23,7 @@ from flowdiff.core import (
     randn,
 )
 from flowdiff.core.evidence import LinearProblem, Statistics, evidence_covariance
-from flowdiff.core.per_sample_em import refine
+from flowdiff.core.per_sample_em import PerSampleEM
 from flowdiff.core.spectral_moments import fit_spectral
 from flowdiff.core.spectrum import dct_basis, frequencies
 from flowdiff.operators.noise import GaussianNoise
@@ -325,7 +325,7 @@ def test_masks_of_each_sample_leave_no_approximation_behind() -> None:
     exact = Normal.of(truth)
     zero = torch.full((1, 1, 4, 4), 0.2**2)
     start = fit_spectral(observation, space, seeded(), 0.2**2)
-    refined = refine(observation, start, zero)
+    refined = PerSampleEM(observation, zero).fit(start).gaussian
 
     def divergence(gaussian: Gaussian) -> float:
         own = channel.measured(Normal.of(gaussian))
@@ -344,7 +344,7 @@ def test_exact_em_from_a_spectrum_that_falls_below_rounding() -> None:
     observation = measured(some_gaussian(space), chain(space, plain(Mask, space)), 50)
     start = some_gaussian(space).float()
     start.variances[:8] = 0.0
-    refined = refine(observation, start, torch.full((1, 1, 4, 4), 0.2**2))
+    refined = PerSampleEM(observation, torch.full((1, 1, 4, 4), 0.2**2)).fit(start).gaussian
     assert torch.isfinite(refined.mean).all()
     assert (refined.variances > 0).all()
 
@@ -390,7 +390,8 @@ def test_masks_where_the_standard_deviation_differs_from_pixel_to_pixel() -> Non
     operator = chain(space, plain(Mask, space), sigma=0.1)
     observation = measured(truth, operator, 500)
     noise = torch.full((1, *space.shape), 0.01)
-    about_diagonal = refine(observation, fit_spectral(observation, space, seeded(), 0.01), noise)
+    start = fit_spectral(observation, space, seeded(), 0.01)
+    about_diagonal = PerSampleEM(observation, noise).fit(start).gaussian
     fitted = fit_gaussian(observation, space, seeded())
     dark = frame.flatten() < 0.5
     before, after = (
@@ -404,3 +405,53 @@ def test_masks_where_the_standard_deviation_differs_from_pixel_to_pixel() -> Non
         for g in (about_diagonal, fitted)
     ]
     assert lost[1] < 0.6 * lost[0]
+
+
+def test_likelihood_of_measurements_whose_operators_differ() -> None:
+    """Against the marginal density of each measurement; differences, the constant is left out."""
+    space = ImageSpace((1, 3, 4))
+    truth = smooth(space)
+    operator = chain(space, plain(Mask, space), sigma=0.2)
+    observation = measured(truth, operator, 50)
+    em = PerSampleEM(observation, torch.full((1, *space.shape), 0.04))
+    channel = Channel.of(operator, observation.params, 50)
+    other = Gaussian(space).assign(
+        truth.mean.float() + 0.1, truth.variances.float() * 2, truth.basis
+    )
+    y = observation.y.flatten(1).double()
+
+    def by_density(gaussian: Gaussian) -> float:
+        total = 0.0
+        for i in range(50):
+            A, seen = channel.matrix[i], channel.matrix[i].abs().sum(1) > 0
+            spread = A @ gaussian.covariance().double() @ A.mT + 0.04 * torch.eye(
+                len(A), dtype=F64
+            )
+            own = MultivariateNormal(
+                (A @ gaussian.mean.double().flatten())[seen], spread[seen][:, seen]
+            )
+            total -= float(own.log_prob(y[i][seen]))
+        return total / 50
+
+    expected = by_density(other) - by_density(truth)
+    assert abs(expected) > 0.1
+    assert em.nll(other) - em.nll(truth) == pytest.approx(expected, abs=1e-3)
+
+
+def test_weak_vectors_have_their_own_scale() -> None:
+    """Components of a vector are no frequencies: each begins with the same deviation."""
+    space = vectors(16)
+    truth = (
+        Gaussian(space)
+        .double()
+        .assign(
+            torch.zeros(16, dtype=F64),
+            torch.full((16,), 4e-4, dtype=F64),
+            torch.eye(16, dtype=F64),
+        )
+    )
+    seen = Statistics.of(truth.sample(500, seeded()))
+    noise = torch.full((16,), 1e-6, dtype=F64)
+    problem = LinearProblem(torch.eye(16, dtype=F64), noise, space)
+    found = evidence_covariance(seen, problem, 0)
+    assert found.diagonal().numpy() == pytest.approx(4e-4, rel=0.35)
