@@ -20,11 +20,12 @@ smaller than noise is. So the E-step takes p(y | x)^(1/T), with the least T for 
 samples is not below 1 on the training measurements (the discrepancy principle). With many
 measurements T is 1. Simulated pairs and the solver at restoration take the likelihood itself.
 
-*Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL, of
-pairs (x, y'): x is a sample of the prior and y' is measured from it, as in the sleep phase of
-wake-sleep. Of these there are as many as one likes. The E-step's pairs have the same distribution
-where the prior is right, but they are few, and a flow learns them by heart; ``rehearsal`` below 1
-mixes them in, and ``rehearse_on=samples`` measures the E-step's samples anew.
+*Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL. Most
+of its pairs (``rehearsal``) are simulated: x is a sample of the prior and y' is measured from it,
+as in the sleep phase of wake-sleep; of these there are as many as one likes. The others are the
+E-step's. They have the same distribution where the prior is right, and the data's own y, but they
+are few, and a flow learns them by heart. ``rehearse_on=samples`` simulates from the E-step's
+samples of other data.
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
 and the first samples are those of its posterior. Where there are bounds, the prior first learns
@@ -116,7 +117,7 @@ class AmortizedEM(WithSolver):
         posterior_steps: int = Field(8, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
-            1.0,
+            0.75,
             ge=0,
             le=1,
             description="share of simulated pairs in the φ-step; the others are the E-step's",
