@@ -35,6 +35,8 @@ SHORT = {
     "method.reverse_steps": 2,
     "method.prior_steps": 1,
     "method.posterior_steps": 1,
+    "method.calibrate_every": 3,
+    "method.dreams": 64,
     "prior.sampler_steps": 2,
 }
 
@@ -258,6 +260,9 @@ def test_resume_is_bit_equal(tmp_path: Path) -> None:
     assert content_hash(resumed.method.state().tensors) == content_hash(
         live.method.state().tensors
     )
+    # The second draw of the prior's samples was after the resume, and after the last E-step.
+    assert isinstance(resumed.method, AmortizedEM)
+    assert len(resumed.method._dreams) == 2 * 64 // 4
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from flowdiff.core import (
     randn,
 )
 from flowdiff.core.evidence import LinearProblem, Statistics, evidence_covariance
+from flowdiff.core.moments import _choose
 from flowdiff.core.per_sample_em import PerSampleEM
 from flowdiff.core.spectral_moments import fit_spectral
 from flowdiff.core.spectrum import dct_basis, frequencies
@@ -376,6 +377,38 @@ def test_leading_components_leave_the_weak_directions_narrow() -> None:
     (wide, worse), (narrow, better) = judged(0), judged(2)
     assert abs(narrow) < 0.02 < wide
     assert better - best < 0.2 < 0.7 < worse - best
+
+
+def test_a_spectrum_that_is_no_power_law_is_followed() -> None:
+    """Every other frequency has e² times the variance of its neighbours."""
+    space = ImageSpace((1, 6, 6), None)
+    stationary = smooth(space)
+    uneven = (torch.arange(36) % 2).double().mul(2).sub(1).exp()
+    spectrum = stationary.basis.double().mT @ stationary.covariance() @ stationary.basis.double()
+    truth = (
+        Gaussian(space)
+        .double()
+        .assign(stationary.mean, spectrum.diagonal() * uneven, stationary.basis.double())
+    )
+    noise = torch.full((36,), 0.01, dtype=F64)
+    problem = LinearProblem(torch.eye(36, dtype=F64), noise, space)
+    y = truth.sample(1000, seeded()).flatten(1) + 0.1 * normal(1000, 36)
+    found = evidence_covariance(Statistics.of(y), problem, 0)
+    basis = truth.basis.double()
+    ratio = (basis.mT @ found @ basis).diagonal() / truth.variances
+    assert float(ratio[1::2].log().mean() - ratio[::2].log().mean()) == pytest.approx(0, abs=0.5)
+
+
+def test_components_are_chosen_where_held_out_measurements_want_them() -> None:
+    space = ImageSpace((1, 6, 6), None)
+    stationary = smooth(space).covariance().double()
+    step = torch.ones(6, 6, dtype=F64)
+    step[:, 3:] = -1
+    problem = LinearProblem(torch.eye(36, dtype=F64), torch.full((36,), 0.25, dtype=F64), space)
+    y = torch.randn(300, 1, dtype=F64, generator=seeded(1)) * step.flatten() * 0.7
+    root = torch.linalg.cholesky(stationary + 0.25 * torch.eye(36, dtype=F64))
+    y = y + torch.randn(300, 36, dtype=F64, generator=seeded(2)) @ root.mT
+    assert _choose(y, problem, seeded())[0] >= 2
 
 
 def test_masks_where_the_standard_deviation_differs_from_pixel_to_pixel() -> None:
