@@ -13,9 +13,10 @@ covariance is wild there. So S is a maximum a posteriori estimate in two stages:
 
    .. math:: S ← \frac{N \, E[(x-μ)(x-μ)^T | y] + ν S_0}{N + ν}
 
-   ν and the number of components are chosen by the likelihood of held-out *measurements*. The mean
-   image has a Gaussian prior of its own, a power law that the evidence of the mean measurement
-   fits, and is kept in the value range.
+   ν and the number of components are chosen by the likelihood of held-out *measurements*; there
+   are no components where the spectrum has to be extrapolated. The mean image has a Gaussian prior
+   of its own, a power law that the evidence of the mean measurement fits, and is kept in the value
+   range.
 
 Images of more than `DENSE_LIMIT` dimensions, and operators whose parameters differ from sample to
 sample, use a model that is diagonal in the DCT basis (`flowdiff.core.spectral_moments`). Where a
@@ -50,6 +51,8 @@ _NUS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Candidates of ν, in units of the dimension."""
 _RANKS = (0, 2, 4)
 """Candidates of the number of leading components, up to an eighth of the dimension."""
+_BLIND = 0.3
+"""Gain of a direction, relative to the largest, below which the operator hardly looks at it."""
 _INDIFFERENT = 0.05
 """Held-out nats per measurement that do not count as a difference when ν is chosen."""
 _CHOOSE_BELOW = 200
@@ -163,7 +166,10 @@ def _choose(y: Tensor, problem: LinearProblem, generator: torch.Generator) -> tu
     if dimension > _CHOOSE_BELOW or len(y) < 4 * _FOLDS:
         return 0, float(dimension)
     fold = torch.randperm(len(y), generator=generator, device=y.device) % _FOLDS
-    ranks = _ranks(problem.space)
+    # Components free the spectrum from the strong directions, which its extrapolation leans on.
+    gains = torch.linalg.svdvals(problem.matrix)
+    blind = len(gains) < dimension or float(gains.min()) < _BLIND * float(gains.max())
+    ranks = [0] if blind else _ranks(problem.space)
     score = {(rank, nu): 0.0 for rank in ranks for nu in _NUS}
     for held in range(_FOLDS):
         seen, unseen = Statistics.of(y[fold != held]), Statistics.of(y[fold == held])

@@ -409,6 +409,11 @@ def test_components_are_chosen_where_held_out_measurements_want_them() -> None:
     root = torch.linalg.cholesky(stationary + 0.25 * torch.eye(36, dtype=F64))
     y = y + torch.randn(300, 36, dtype=F64, generator=seeded(2)) @ root.mT
     assert _choose(y, problem, seeded())[0] >= 2
+    # None where a direction is hardly seen: the spectrum is extrapolated there.
+    blurred = torch.eye(36, dtype=F64)
+    blurred[-1, -1] = 0.1
+    hardly = LinearProblem(blurred, torch.full((36,), 0.25, dtype=F64), space)
+    assert _choose(y @ blurred.mT, hardly, seeded())[0] == 0
 
 
 def test_masks_where_the_standard_deviation_differs_from_pixel_to_pixel() -> None:
