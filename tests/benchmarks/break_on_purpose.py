@@ -41,6 +41,27 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "moments: no leading components",
+        "core/evidence.py",
+        "(root @ root.mT + factor @ factor.mT)",
+        "(root @ root.mT + 0 * factor @ factor.mT)",
+        "tests/science/test_moments.py::test_leading_components_leave_the_weak_directions_narrow",
+    ),
+    Mistake(
+        "moments: likelihood of masks with half of its log-determinant",
+        "core/per_sample_em.py",
+        "log_det = 2 * lower",
+        "log_det = lower",
+        "tests/science/test_moments.py::test_likelihood_of_measurements_whose_operators_differ",
+    ),
+    Mistake(
+        "tone: a curve of the pixel itself",
+        "plugins/methods/_pool.py",
+        "x + tone(self._smoothed(x), curve",
+        "x + tone(x, curve",
+        "tests/science/test_tone.py::test_weak_directions_are_not_widened",
+    ),
+    Mistake(
         "temperature: its square root in the place of it",
         "plugins/solvers/_information.py",
         "variance = operator.noise_variance(zero, params) * observation.temperature",
