@@ -38,7 +38,7 @@ from torch import Tensor
 from .evidence import LinearProblem, Statistics, evidence_covariance, evidence_mean
 from .gaussian import DENSE_LIMIT, Gaussian
 from .observation import Observation
-from .per_sample_em import PerSampleEM, affordable
+from .per_sample_em import Fit, PerSampleEM, affordable
 from .random import randn
 from .space import ImageSpace
 from .spectral_moments import fit_spectral
@@ -124,26 +124,34 @@ def _refine(observation: Observation, start: Gaussian, noise: Tensor, choose: bo
     Which, a third of the measurements says that the others are fitted without.
     """
     whole = PerSampleEM(observation, noise)
-    if not choose or start.space.dimension > _CHOOSE_BELOW or len(observation) < 4 * _FOLDS:
-        return whole.fit(start).gaussian
+    found = whole.fit(start)
+    if not choose or not _choosable(len(observation), start.space):
+        return found.gaussian
     position = torch.arange(len(observation), device=observation.y.device) % _FOLDS
-    seen, unseen = (PerSampleEM(observation[position > 0], noise), observation[position == 0])
-    judge = PerSampleEM(unseen, noise)
-    ranks = [None, *_ranks(start.space)]
-    scores = [judge.nll(_about(seen, start, rank)) for rank in ranks]
-    return _about(whole, start, ranks[scores.index(min(scores))])
+    seen, judge = (PerSampleEM(observation[part], noise) for part in (position > 0, position == 0))
+    first = seen.fit(start)
+    scores = {rank: judge.nll(_about(seen, first, rank)) for rank in _ranks(start.space)}
+    best = min(scores, key=lambda rank: scores[rank])
+    if judge.nll(first.gaussian) <= scores[best]:
+        return found.gaussian
+    return _about(whole, found, best)
 
 
-def _about(em: PerSampleEM, start: Gaussian, rank: int | None) -> Gaussian:
-    """The EM about an S₀ of that rank, fitted to what it finds; None: about the start."""
-    found = em.fit(start)
-    for _ in range(_ROUNDS if rank is not None else 0):
-        images, d = found.images, em.space.dimension
+def _about(em: PerSampleEM, found: Fit, rank: int) -> Gaussian:
+    """The EM about an S₀ of that rank, fitted to what it has found, again and again."""
+    d = em.space.dimension
+    for _ in range(_ROUNDS):
+        images = found.images
         tiny = _TINY * images.covariance.diagonal().mean().expand(d)
         itself = torch.eye(d).to(images.covariance)
-        prior = evidence_covariance(images, LinearProblem(itself, tiny, em.space), rank or 0)
+        prior = evidence_covariance(images, LinearProblem(itself, tiny, em.space), rank)
         found = em.fit(found.gaussian, prior)
     return found.gaussian
+
+
+def _choosable(count: int, space: ImageSpace) -> bool:
+    """Whether held-out measurements may choose: enough of them, in a small space."""
+    return space.dimension <= _CHOOSE_BELOW and count >= 4 * _FOLDS
 
 
 def _ranks(space: ImageSpace) -> list[int]:
@@ -163,7 +171,7 @@ def _one_matrix(observation: Observation, space: ImageSpace) -> bool:
 def _choose(y: Tensor, problem: LinearProblem, generator: torch.Generator) -> tuple[int, float]:
     """Rank and ν by the likelihood of held-out measurements."""
     dimension = problem.space.dimension
-    if dimension > _CHOOSE_BELOW or len(y) < 4 * _FOLDS:
+    if not _choosable(len(y), problem.space):
         return 0, float(dimension)
     fold = torch.randperm(len(y), generator=generator, device=y.device) % _FOLDS
     # Components free the spectrum from the strong directions, which its extrapolation leans on.
