@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .composition import ComposedOperator
-from .config import RunConfig, split_settings
+from .config import RunConfig, split_settings, validate
 from .dataset import Dataset
 from .errors import UserError
 from .method import Method
@@ -27,13 +27,16 @@ __all__ = [
     "build_metrics",
     "build_operator",
     "check_sizes",
+    "factory_of",
 ]
 
 
-def _factory(registry: Registry) -> Any:
+def factory_of(registry: Registry) -> Callable[..., Part]:
+    """What builds parts of a registry by kind and name, for `BuildContext`."""
+
     def make(kind: str, name: str, context: BuildContext, **arguments: Any) -> Part:
         cls: Any = registry.load(kind, name)
-        config = cls.Config(**context.nested.get(kind, {}))
+        config = validate(cls.Config, context.nested.get(kind, {}), f"{kind} {name}")
         _require(cls, name, config, context)
         part: Part = cls(config, context, **arguments)
         return part
@@ -104,7 +107,7 @@ def build_operator(
     Raises:
         UserError: a part does not fit the space, or the chain is malformed.
     """
-    context = BuildContext(space, factory=_factory(registry))
+    context = BuildContext(space, factory=factory_of(registry))
     maps: list[tuple[str, DeterministicMap]] = []
     place = context
     for settings in chain:
@@ -162,7 +165,7 @@ class Assembly:
             UserError: parts that do not fit each other, with the reason.
         """
         operator = build_operator(config.operator, space, registry)
-        context = BuildContext(space, operator, factory=_factory(registry))
+        context = BuildContext(space, operator, factory=factory_of(registry))
         name = str(config.method["name"])
         method_class, method_config, context = _with_nested(
             "method", config.method, context, registry

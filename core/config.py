@@ -32,6 +32,7 @@ __all__ = [
     "resolve",
     "settings_of",
     "to_yaml",
+    "validate",
 ]
 
 PRESETS = ("quick", "standard", "large")
@@ -273,7 +274,7 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         "eval": suggested.settings.get("eval", {}),
     }
     blocks = {
-        scope: _validate(
+        scope: validate(
             cls,
             {
                 **suggestions[scope],
@@ -563,7 +564,7 @@ def _resolve_part(
         values = {**hints[place], **preset_values, **pieces[place]}
         if place and chosen[place] == _default(cls, place):
             values = {**cls.nested_defaults.get(place, {}), **values}
-        config = _validate(part.Config, values, scope)
+        config = validate(part.Config, values, scope)
         resolved |= config.model_dump(mode="json")
     return resolved
 
@@ -587,7 +588,17 @@ def _default(cls: type[Part], field: str) -> Any:
     return cls.Config.model_fields[field].default
 
 
-def _validate(cls: type[PartConfig], values: Mapping[str, Any], scope: str) -> Any:
+def validate(cls: type[PartConfig], values: Mapping[str, Any], scope: str) -> Any:
+    """An instance of a part's Config.
+
+    Args:
+        cls: the Config.
+        values: its fields.
+        scope: what they are of, for messages.
+
+    Raises:
+        UserError: an unknown field, or a value that does not fit.
+    """
     for key in values:
         if key not in cls.model_fields:
             raise UserError(f"{scope}.{key}: no such setting{suggest(key, cls.model_fields)}")

@@ -66,8 +66,14 @@ class Part:
         return True, ""
 
 
-def _no_factory(kind: str, name: str, context: BuildContext, **_: Any) -> Part:  # noqa: ARG001
-    raise LookupError(f"this BuildContext has no factory, so it cannot make {kind} {name!r}")
+def _from_registry(kind: str, name: str, context: BuildContext, **arguments: Any) -> Part:
+    """Builds a part that is registered in this process."""
+    # Here, since the registry knows the contracts, which are parts.
+    from .assembly import factory_of
+    from .registry import get_registry
+
+    part: Part = factory_of(get_registry())(kind, name, context, **arguments)
+    return part
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,14 @@ class BuildContext:
         operator: the forward operator; None while the operator itself is being built.
         complex_input: whether a part of an operator takes complex values; `space` has their shape.
         nested: settings for parts that a part makes itself, by kind: ``{"network": {...}}``.
-        factory: builds a part from kind, name and context; supplied by the registry.
+        factory: builds a part from kind, name and context; by default what this process registered.
     """
 
     space: ImageSpace
     operator: ForwardOperator | None = None
     complex_input: bool = False
     nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    factory: Callable[..., Part] = _no_factory
+    factory: Callable[..., Part] = _from_registry
 
     def make(self, kind: str, name: str, **arguments: Any) -> Any:
         """Builds another part by kind and name, with the settings that the user gave for it.

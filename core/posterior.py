@@ -33,7 +33,7 @@ class AmortizedPosterior(Part, nn.Module, ABC):
     kind: ClassVar[str] = "posterior"
     has_density: ClassVar[bool] = True
     """Whether `log_prob` and the log q of `rsample` exist; else only `sample` is served."""
-    calls: ClassVar[tuple[str, ...]] = ("rsample", "log_prob", "sample")
+    calls: ClassVar[tuple[str, ...]] = ("rsample", "log_prob", "loss", "sample")
     """What `forward` dispatches to."""
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
@@ -71,6 +71,17 @@ class AmortizedPosterior(Part, nn.Module, ABC):
             NotImplementedError: the posterior declares that it has no density.
         """
         raise NotImplementedError(f"{type(self).__name__} has no density")
+
+    def loss(self, x: Tensor, observation: Observation) -> Tensor:
+        """What pairs are learned by, in nats up to a constant, with shape (B,); −log q(x | y).
+
+        A posterior may add terms of its own for parts that pairs can teach better.
+
+        Args:
+            x: images (B, C, *spatial), each from p(x | y) of its measurement.
+            observation: the B measurements.
+        """
+        return -self.log_prob(x, observation)
 
     @abstractmethod
     def sample(self, observation: Observation, n: int, generator: torch.Generator) -> Tensor:

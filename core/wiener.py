@@ -71,6 +71,13 @@ class AffineMap:
             return self.gaussian.synthesise(self.gaussian.analyse(centred) / self.factor)
         return _matmul(torch.linalg.inv(self.factor), centred, self.mean.ndim - 1)
 
+    def covary(self, v: Tensor) -> Tensor:
+        """P v = L Lᵀ v, for v of shape (B, C, *spatial)."""
+        if self.factor.ndim == 1:
+            return self.gaussian.synthesise(self.factor.square() * self.gaussian.analyse(v))
+        rank = self.mean.ndim - 1
+        return _matmul(self.factor, _matmul(self.factor.mT, v, rank), rank)
+
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Posterior samples of the Gaussian prior, with shape (n, B, C, *spatial)."""
         return self(randn((n, *self.mean.shape), generator, self.mean.device, self.mean.dtype))

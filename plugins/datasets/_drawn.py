@@ -21,6 +21,7 @@ JOINT: Mapping[str, Any] = {
     "posterior": "realnvp",
     "posterior.blocks": 2,
     "posterior.hidden": 64,
+    "posterior.regressor": "none",
     "method": "flowdiff",
     "method.lr_prior": 2e-3,
     "method.lr_posterior": 3e-3,

@@ -314,7 +314,7 @@ class AmortizedEM(WithSolver):
         self.solver.calibrate(ctx.prior, images[:_CALIBRATED_ON], generator)
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
-        """One φ-step; the forward KL without its constant, in nats, and the gradient's norm."""
+        """One φ-step; the posterior's loss of pairs, in nats, and the gradient's norm."""
         assert ctx.prior is not None and ctx.posterior is not None
         own = self.config
         images, index = self._recall(own.posterior_batch, ctx)
@@ -324,7 +324,7 @@ class AmortizedEM(WithSolver):
             dreamt = random_rows(self._dreams, len(images) - real, rehearsal)
             images = torch.cat([images[:real], dreamt])
         observation = with_simulated(ctx.observations[index], images[real:], rehearsal)
-        forward = -ctx.posterior("log_prob", images, observation).mean()
+        forward = ctx.posterior("loss", images, observation).mean()
         loss = forward
         if own.reverse_kl > 0:
             with frozen(ctx.prior):

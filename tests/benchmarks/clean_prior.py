@@ -48,7 +48,11 @@ PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
 PRIOR = {"prior.patch": 1, "prior.channels": 24, "method.lr_prior": 2e-3}
 """For every method and problem, found on the development fold. A network that cuts 8×8 pixels into
 patches of 2×2 learns few images by heart: its loss on other clean images is much higher."""
-FLOW = {"posterior.hidden": [96, 32, 24], "method.lr_posterior": 2e-3}
+FLOW = {
+    "posterior.hidden": [96, 32, 24],
+    "posterior.regressor_settings": {"patch": 1},
+    "method.lr_posterior": 2e-3,
+}
 """The same for every method with a flow; the default one is larger and learns pairs by heart."""
 METRICS = ["c2st", "density", "coverage", "recall", "sliced_wasserstein"]
 RESTORED, DRAWS, TIMES = 200, 64, 4
