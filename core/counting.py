@@ -18,7 +18,7 @@ class CallCounter:
 
     Args:
         prior: its `Network` modules are counted; a prior without any counts nothing.
-        posterior: each pass of `rsample`, `sample` or `log_prob` counts once per sample.
+        posterior: each pass of `rsample`, `sample`, `log_prob` or `loss` counts once per sample.
         counts: counts so far, for a resumed run.
     """
 
@@ -41,7 +41,7 @@ class CallCounter:
 
     def _posterior(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         call, *rest = arguments
-        if call == "log_prob":
+        if call in ("log_prob", "loss"):
             self.counts["posterior"] += len(rest[0])
         else:
             self.counts["posterior"] += len(rest[0]) * int(rest[1])

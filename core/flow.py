@@ -11,10 +11,10 @@ gives f, its inverse and its condition; centring, features of y, density and sam
 r is the *regressor*: a network that is evaluated once for a measurement and moves all its samples.
 m + r estimates the posterior mean. Few couplings of small networks make a mean badly and slowly,
 a network made for images does it at once, and the flow is left with what is distributed about it.
-With the Gaussian's covariance S, and P = L Lᵀ of its posterior, r = P S^-½ F for a network F that
-starts at zero. By Stein's identity E[x | y] - m(y) is P E[∇ log p(x)/N(x; μ, S) | y], so F is about 1
-in every direction, and its errors are small where x is known well. Pairs teach it by `loss`, both
-−log q and the squared error; measurements alone by −log q.
+By Stein's identity E[x | y] - m(y) is P E[∇ log p(x)/N(x; μ, S) | y], with the Gaussian's covariance S
+and its posterior's P. So r is P_ii S_ii^-½ F_i for each entry i, with a network F that starts at
+zero: it is about 1 everywhere, and its errors are small where x is known well. Pairs teach it by
+`loss`, both −log q and the squared error; measurements alone by −log q.
 
 References:
     | Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021)
@@ -173,7 +173,7 @@ class ConditionalFlow(AmortizedPosterior):
             return None
         g = self.gaussian
         out: Tensor = self.regressor(features, features.new_zeros(len(features)))
-        return affine.covary(g.synthesise(g.analyse(out) * g.variances.rsqrt()))
+        return affine.variances() * g.pixel_variances(g.variances).rsqrt() * out
 
     def transform(self, observation: Observation, z: Tensor) -> tuple[Tensor, Tensor]:
         """z of shape (n, B, C, *spatial) to x and log|dx/dz| of shape (n, B)."""

@@ -115,6 +115,15 @@ class Gaussian(nn.Module):
         gain = s / (s + sigma.to(x.dtype)[:, None] ** 2)
         return self.mean + self.synthesise(gain * self.analyse(x - self.mean))
 
+    def pixel_variances(self, spectrum: Tensor) -> Tensor:
+        """Variances (C, *spatial) of the entries, of a covariance U diag(spectrum) Uᵀ.
+
+        Of a large one their mean: in the DCT basis they differ by little.
+        """
+        if self.basis is None:
+            return spectrum.mean().expand(self.space.shape)
+        return (self.basis.square() @ spectrum.to(self.basis.dtype)).reshape(self.space.shape)
+
     def covariance(self) -> Tensor:
         """S as a matrix of shape (d, d).
 

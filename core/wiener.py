@@ -71,12 +71,12 @@ class AffineMap:
             return self.gaussian.synthesise(self.gaussian.analyse(centred) / self.factor)
         return _matmul(torch.linalg.inv(self.factor), centred, self.mean.ndim - 1)
 
-    def covary(self, v: Tensor) -> Tensor:
-        """P v = L Lᵀ v, for v of shape (B, C, *spatial)."""
+    def variances(self) -> Tensor:
+        """Of the entries of x, the diagonal of L Lᵀ, with a shape that broadcasts with `mean`."""
         if self.factor.ndim == 1:
-            return self.gaussian.synthesise(self.factor.square() * self.gaussian.analyse(v))
-        rank = self.mean.ndim - 1
-        return _matmul(self.factor, _matmul(self.factor.mT, v, rank), rank)
+            return self.gaussian.pixel_variances(self.factor.square())
+        diagonal = self.factor.square().sum(-1)
+        return diagonal.reshape(*diagonal.shape[:-1], *self.mean.shape[1:]).to(self.mean.dtype)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Posterior samples of the Gaussian prior, with shape (n, B, C, *spatial)."""
