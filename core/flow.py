@@ -48,6 +48,9 @@ __all__ = ["Condition", "ConditionalFlow", "FlowConfig", "standard_normal"]
 Condition: TypeAlias = Tensor | list["Condition"]
 """What a flow knows of y: tensors with leading size B, nested in lists as the flow likes."""
 
+_ERROR = 3.0
+"""Weight of the regressor's error beside −log q, which cares as much for what hardly varies."""
+
 
 class FlowConfig(PartConfig):
     """Settings of every flow."""
@@ -223,10 +226,10 @@ class ConditionalFlow(AmortizedPosterior):
         return standard_normal(z, z.ndim - 1) + log_det
 
     def loss(self, x: Tensor, observation: Observation) -> Tensor:
-        """−log q(x | y), and with a regressor its squared error over twice the mean one of all.
+        """−log q(x | y), and with a regressor its squared error, in nats up to a constant.
 
-        That is the −log-density of a Gaussian of the likeliest width about the estimate, up to a
-        constant, so that both are nats.
+        The error counts `_ERROR` times as it would in the −log-density of a Gaussian of the
+        likeliest width about the estimate.
         """
         affine = self.wiener(observation)
         features = self.features_of(observation, affine.mean)
@@ -236,7 +239,7 @@ class ConditionalFlow(AmortizedPosterior):
         if shift is None:
             return loss
         square = (x - self._about(affine, shift)).square().flatten(1)
-        return loss + square.sum(1) / (2 * square.detach().mean().clamp_min(1e-12))
+        return loss + _ERROR / 2 * square.sum(1) / square.detach().mean().clamp_min(1e-12)
 
     def estimate(self, observation: Observation) -> Tensor:
         """m(y) + r(y), with shape (B, C, *spatial): of the posterior mean, once pairs taught it."""

@@ -114,7 +114,7 @@ class AmortizedEM(WithSolver):
             "the fitted Gaussian; 0 for moves that leave the posterior invariant only",
         )
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
-        posterior_steps: int = Field(8, ge=1, description="φ-steps after each E-step of a batch")
+        posterior_steps: int = Field(5, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
             0.75,
