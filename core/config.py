@@ -129,7 +129,7 @@ class Request:
     settings: Sequence[tuple[str, Any]] = ()
 
 
-DEFAULTS = {"method": "flowdiff", "prior": "edm", "posterior": "glow", "data": "digits"}
+DEFAULTS = {"method": "amortized_em", "prior": "edm", "posterior": "glow", "data": "digits"}
 DEFAULT_OPERATOR = "gaussian_blur+gaussian_noise"
 
 

@@ -5,16 +5,16 @@ r"""Conditional flows, and the centring that all of them share.
 With ``centre=wiener``, m(y) and L are the posterior of the Gaussian that was fitted to the
 measurements (`flowdiff.core.wiener`, a spectrum of few parameters by evidence where the operator
 does not look), so that a flow which starts as the identity starts as that posterior. With
-``centre=none``, m = 0 and L = I, and ActNorm is set from samples of the Gaussian's posterior. A flow
-gives f, its inverse and its condition; centring, features of y, density and sampling are here.
+``centre=none``, m = 0 and L = I, and ActNorm is set from samples of the Gaussian's posterior. A
+flow gives f, its inverse and its condition; centring, features of y, density and sampling are here.
 
 r is the *regressor*: a network that is evaluated once for a measurement and moves all its samples.
 m + r estimates the posterior mean. Few couplings of small networks make a mean badly and slowly,
 a network made for images does it at once, and the flow is left with what is distributed about it.
-By Stein's identity E[x | y] - m(y) is P E[∇ log p(x)/N(x; μ, S) | y], with the Gaussian's covariance S
-and its posterior's P. So r is P_ii S_ii^-½ F_i for each entry i, with a network F that starts at
-zero: it is about 1 everywhere, and its errors are small where x is known well. Pairs teach it by
-`loss`, both −log q and the squared error; measurements alone by −log q.
+By Stein's identity E[x | y] - m(y) is P E[∇ log p(x)/N(x; μ, S) | y], with the covariance S of the
+Gaussian and P of its posterior. So r is P_ii S_ii^-½ F_i for each entry i, with a network F that
+starts at zero: it is about 1 everywhere, and its errors are small where x is known well. Pairs
+teach it by `loss`, both −log q and the squared error; measurements alone by −log q.
 
 References:
     | Normalizing Flows for Probabilistic Modeling and Inference (Papamakarios et al., 2021)
@@ -242,7 +242,7 @@ class ConditionalFlow(AmortizedPosterior):
         return loss + _ERROR / 2 * square.sum(1) / square.detach().mean().clamp_min(1e-12)
 
     def estimate(self, observation: Observation) -> Tensor:
-        """m(y) + r(y), with shape (B, C, *spatial): of the posterior mean, once pairs taught it."""
+        """Of the posterior mean, once pairs taught it: m(y) + r(y), with shape (B, C, *spatial)."""
         affine = self.wiener(observation)
         shift = self._regress(affine, self.features_of(observation, affine.mean))
         return affine.mean if shift is None else self._about(affine, shift)

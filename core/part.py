@@ -85,7 +85,7 @@ class BuildContext:
         operator: the forward operator; None while the operator itself is being built.
         complex_input: whether a part of an operator takes complex values; `space` has their shape.
         nested: settings for parts that a part makes itself, by kind: ``{"network": {...}}``.
-        factory: builds a part from kind, name and context; by default what this process registered.
+        factory: builds a part from kind, name and context, by default a registered one.
     """
 
     space: ImageSpace

@@ -67,6 +67,7 @@ class GaussianDataset(DrawnDataset):
 
     Config = GaussianConfig
     defaults = {
+        "method": "flowdiff",
         "prior": "gaussian",
         "posterior": "affine",
         "op": "gaussian_noise",

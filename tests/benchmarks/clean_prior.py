@@ -1,7 +1,7 @@
 """Methods side by side on digits: the learned prior, the flow and the diffusion posterior.
 
     python -m tests.benchmarks.clean_prior noise amortized_em --steps 400 [--seed 0]
-        [--fold development] [--set method.start=flow …] [--starts]
+        [--fold development] [--set method.start=flow …] [--starts] [--run runs/default/noise-0]
 
 Trains one method on one problem (noise .5; 40 % of the pixels missing + noise .1; blur of .8 px +
 noise .2) and prints one JSON line: processor seconds of training, network evaluations, the metrics
@@ -11,8 +11,9 @@ Wiener mean. Figures are [value, low, high] with a 95 % bootstrap interval over 
 PSNR are paired. `--starts` restores by the solver from other starts as well: from the Wiener
 posterior's samples, from nothing, and annealed from intermediate noise levels, in standard
 deviations of the fitted Gaussian: what the flow's start saves can be read off. About ten minutes
-for each method, more for many steps. `tests.benchmarks.seeds` makes a table of the lines of
-several runs.
+for each method, more for many steps. `--run` judges a finished run of that problem, method and
+seed instead of training one; seconds are then those of its clock. `tests.benchmarks.seeds` makes a
+table of the lines of several runs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import flowdiff
 from flowdiff.core import ImageSpace, MetricValue, Observation, Wiener, get_registry
 from flowdiff.core.config import Request, parse_setting, resolve, settings_of
 from flowdiff.core.counting import CallCounter
@@ -72,8 +75,37 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--starts", action="store_true")
     parser.add_argument("--set", dest="given", action="append", default=[])
+    parser.add_argument("--run", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    session, cost = _finished(options.run) if options.run else _trained(options)
+    record: dict[str, Any] = {
+        "problem": options.problem,
+        "data": options.data,
+        "method": session.config.method["name"],
+        "set": options.given,
+        "seed": session.config.seed,
+        "fold": session.config.data["fold"],
+        "steps": session.context.step,
+        **cost,
+    }
+    with session.method.serving():
+        record |= _judge(session, options.starts)
+    print(json.dumps(record), flush=True)
+
+
+def _finished(folder: Path) -> tuple[Session, dict[str, Any]]:
+    run = flowdiff.open_run(folder)
+    cost = run.summary["cost"]
+    chosen = {name: metric for name, metric in run.session.metrics.items() if name in METRICS}
+    run.session.metrics = chosen
+    return run.session, {
+        "cpu_seconds": round(cost["training_seconds"]),
+        "evaluations": run.session.calls,
+    }
+
+
+def _trained(options: argparse.Namespace) -> tuple[Session, dict[str, Any]]:
     op, settings = PROBLEMS[options.problem]
     made = get_registry().load("method", options.method)
     own = {
@@ -95,22 +127,11 @@ def main() -> None:
     counter = CallCounter(session.context.prior, session.context.posterior)
     since = time.process_time()
     figures = train(session)
-    seconds = time.process_time() - since
-    record: dict[str, Any] = {
-        "problem": options.problem,
-        "data": options.data,
-        "method": options.method,
-        "set": options.given,
-        "seed": options.seed,
-        "fold": options.fold,
-        "steps": session.context.step,
-        "cpu_seconds": round(seconds),
+    return session, {
+        "cpu_seconds": round(time.process_time() - since),
         "evaluations": dict(counter.counts),
         "last": {name: round(value, 3) for name, value in figures.items()},
     }
-    with session.method.serving():
-        record |= _judge(session, options.starts)
-    print(json.dumps(record), flush=True)
 
 
 def _judge(session: Session, starts: bool) -> dict[str, Any]:

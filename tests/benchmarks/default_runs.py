@@ -22,6 +22,10 @@ from typing import Any
 OPERATORS = {
     "blur": ["--op", "gaussian_blur"],
     "noise": ["--op", "gaussian_noise", "--set", "op.gaussian_noise.sigma=0.5"],
+    "mask": [
+        *["--op", "random_mask", "--set", "op.random_mask.keep=0.6"],
+        *["--set", "op.gaussian_noise.sigma=0.1"],
+    ],
 }
 ROWS = {
     "posterior": "flow, held-out y",

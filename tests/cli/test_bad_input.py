@@ -152,7 +152,7 @@ def test_too_few_pictures(run_cli: Cli, tmp_path: Path, pictures: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests copy it before they break it."""
     out = tmp_path_factory.mktemp("bad") / "run"
-    flowdiff.run(out=out, settings=TINY)
+    flowdiff.run(method="flowdiff", out=out, settings=TINY)
     return out
 
 

@@ -27,7 +27,7 @@ SMALL = ["-n", "5", "--images", "24"]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with 24 held-out images; tests copy it before they change it."""
     out = tmp_path_factory.mktemp("eval") / "run"
-    flowdiff.run(out=out, settings=TINY)
+    flowdiff.run(method="flowdiff", out=out, settings=TINY)
     return out
 
 

@@ -88,6 +88,7 @@ def make_config(cell: Cell, folder: Path) -> RunConfig:
         "method.prior_batch": 16,
     }
     request = Request(
+        method="flowdiff",
         prior=cell.prior,
         posterior=cell.posterior,
         op=cell.operator,

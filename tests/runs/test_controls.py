@@ -31,7 +31,7 @@ def test_rows_join_the_summary_even_after_an_interruption(
 
     monkeypatch.setattr(api, "train", stopped)
     with pytest.raises(InterruptedRunError, match=f"control naive.*--resume {out}$"):
-        flowdiff.run(out=out, settings=TINY, controls=True)
+        flowdiff.run(method="flowdiff", out=out, settings=TINY, controls=True)
     assert (out / "report.html").exists()
 
     monkeypatch.setattr(api, "train", original)

@@ -36,7 +36,7 @@ def numbers(value: Any) -> list[float]:
     ],
 )
 def test_training_is_finite(op: str, tmp_path: Path) -> None:
-    run = flowdiff.run(op=op, out=tmp_path / "run", settings=SHORT)
+    run = flowdiff.run(method="flowdiff", op=op, out=tmp_path / "run", settings=SHORT)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     trained = numbers([json.loads(line) for line in lines])
     assert len(trained) > 10 and all(math.isfinite(x) for x in trained)
@@ -55,7 +55,9 @@ def test_training_is_finite(op: str, tmp_path: Path) -> None:
 
 def test_a_sigma_for_each_sample_trains_and_restores(tmp_path: Path) -> None:
     settings = {**SHORT, "op.gaussian_noise.sigma_max": 1.0}
-    run = flowdiff.run(op="gaussian_noise", out=tmp_path / "run", settings=settings)
+    run = flowdiff.run(
+        method="flowdiff", op="gaussian_noise", out=tmp_path / "run", settings=settings
+    )
     assert all(math.isfinite(x) for x in numbers(run.summary))
     # The Wiener posterior of each sample's own σ is exact.
     assert "gaussian_fit_nll" in run.summary["measurement_space"]

@@ -29,7 +29,7 @@ class Killed(BaseException):
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Fingerprint of a run that was never interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    flowdiff.run(out=out, settings=TINY)
+    flowdiff.run(method="flowdiff", out=out, settings=TINY)
     return fingerprint(out)
 
 
@@ -37,7 +37,7 @@ def _start_or_resume(out: Path) -> None:
     if (out / "config.yaml").exists():
         flowdiff.resume(out)
     else:
-        flowdiff.run(out=out, settings=TINY)
+        flowdiff.run(method="flowdiff", out=out, settings=TINY)
 
 
 def _assert_readable(out: Path) -> None:
@@ -56,12 +56,12 @@ def _assert_readable(out: Path) -> None:
 
 
 def test_two_runs_are_equal(whole: dict[str, str], tmp_path: Path) -> None:
-    flowdiff.run(out=tmp_path / "again", settings=TINY)
+    flowdiff.run(method="flowdiff", out=tmp_path / "again", settings=TINY)
     assert fingerprint(tmp_path / "again") == whole
 
 
 def test_another_seed_differs(whole: dict[str, str], tmp_path: Path) -> None:
-    flowdiff.run(out=tmp_path / "other", settings=TINY, seed=1)
+    flowdiff.run(method="flowdiff", out=tmp_path / "other", settings=TINY, seed=1)
     other = fingerprint(tmp_path / "other")
     assert all(other[key] != whole[key] for key in ("method/", "rng/", "metrics", "measurements"))
 
@@ -133,7 +133,7 @@ def test_kill_between_steps(
 
     monkeypatch.setattr(loop, "_append", dying)
     with pytest.raises(Killed):
-        flowdiff.run(out=out, settings=TINY)
+        flowdiff.run(method="flowdiff", out=out, settings=TINY)
     flowdiff.resume(out)
     assert fingerprint(out) == whole
 
@@ -184,7 +184,7 @@ def test_ctrl_c_saves(whole: dict[str, str], tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flowdiff.run(out=out, settings=TINY)
+    flowdiff.run(method="flowdiff", out=out, settings=TINY)
     before = {p: p.stat().st_mtime_ns for p in (out / "checkpoints").iterdir()}
     flowdiff.resume(out)
     assert {p: p.stat().st_mtime_ns for p in (out / "checkpoints").iterdir()} == before
@@ -192,14 +192,14 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = flowdiff.run(out=out, settings=TINY)
+    run = flowdiff.run(method="flowdiff", out=out, settings=TINY)
     with run.folder.locked(), pytest.raises(FlowdiffError, match="in use"):
         flowdiff.resume(out)
 
 
 def test_changed_configuration_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flowdiff.run(out=out, settings=TINY)
+    flowdiff.run(method="flowdiff", out=out, settings=TINY)
     (out / "summary.json").unlink()
     text = (out / "config.yaml").read_text().replace("batch_size: 8", "batch_size: 9")
     (out / "config.yaml").write_text(text)

@@ -22,7 +22,7 @@ def test_prior_decays_over_its_share_of_the_run(prior_steps: int, decay: float) 
         "method.warmup": 0,
         "method.final_lr": 0.1,
     }
-    config = resolve(Request(settings=settings_of(settings)), get_registry())
+    config = resolve(Request(method="flowdiff", settings=settings_of(settings)), get_registry())
     prior = Session.build(config, get_registry()).method.trainables["prior"]
     peak = prior.config.lr
 

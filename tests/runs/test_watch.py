@@ -35,7 +35,7 @@ def _checks(out: Path) -> dict[int, dict[str, float]]:
 
 
 def test_every_check_is_logged_and_the_best_one_is_the_run(tmp_path: Path) -> None:
-    run = flowdiff.run(out=tmp_path / "run", settings=WORSE_LATER)
+    run = flowdiff.run(method="flowdiff", out=tmp_path / "run", settings=WORSE_LATER)
     checks = _checks(tmp_path / "run")
     assert sorted(checks) == [3, 6, 9, 12]
     for figures in checks.values():
@@ -49,7 +49,9 @@ def test_every_check_is_logged_and_the_best_one_is_the_run(tmp_path: Path) -> No
 
 
 def test_patience_ends_the_training(tmp_path: Path) -> None:
-    run = flowdiff.run(out=tmp_path, settings={**WORSE_LATER, "train.patience": 1})
+    run = flowdiff.run(
+        method="flowdiff", out=tmp_path, settings={**WORSE_LATER, "train.patience": 1}
+    )
     checks = _checks(tmp_path)
     best = run.summary["watch"]["best_step"]
     assert run.summary["cost"]["training_steps"] == best + 3
@@ -70,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]
     found = {}
     for patience in (0, 1):
         out = tmp_path_factory.mktemp("whole") / "run"
-        flowdiff.run(out=out, settings=_patient(patience))
+        flowdiff.run(method="flowdiff", out=out, settings=_patient(patience))
         found[patience] = fingerprint(out)
     return found
 
@@ -105,13 +107,13 @@ def test_a_killed_run_ends_as_one_that_was_not(
     with monkeypatch.context() as patch:
         patch.setattr(loop, name, killed)
         with pytest.raises(Killed):
-            flowdiff.run(out=tmp_path / "killed", settings=settings)
+            flowdiff.run(method="flowdiff", out=tmp_path / "killed", settings=settings)
     flowdiff.resume(tmp_path / "killed")
     assert fingerprint(tmp_path / "killed") == whole[patience]
 
 
 def test_the_served_weights_are_those_of_the_best_check(tmp_path: Path) -> None:
-    run = flowdiff.run(out=tmp_path, settings=WORSE_LATER)
+    run = flowdiff.run(method="flowdiff", out=tmp_path, settings=WORSE_LATER)
     session = run.session
     assert session.watch is not None
     again = session.watch.check(session.method, session.context)
@@ -128,7 +130,7 @@ def test_a_figure_that_is_not_finite_is_left_out_and_counts_as_worse() -> None:
 
 def test_controls_are_trained_to_the_end_on_as_many_measurements(tmp_path: Path) -> None:
     settings = {**WORSE_LATER, "train.patience": 1}
-    run = flowdiff.run(out=tmp_path, settings=settings, controls=True)
+    run = flowdiff.run(method="flowdiff", out=tmp_path, settings=settings, controls=True)
     assert run.summary["cost"]["training_steps"] < 12
     for name in ("oracle", "naive"):
         control = json.loads((tmp_path / "controls" / name / "summary.json").read_text())
@@ -146,7 +148,7 @@ def test_what_is_aside_shares_no_source_with_the_rest() -> None:
 
 
 def test_a_run_that_is_over_is_not_trained_again(tmp_path: Path) -> None:
-    flowdiff.run(out=tmp_path, settings=WORSE_LATER)
+    flowdiff.run(method="flowdiff", out=tmp_path, settings=WORSE_LATER)
     before = fingerprint(tmp_path)
     (tmp_path / "summary.json").unlink()
     again = flowdiff.resume(tmp_path)
@@ -158,7 +160,10 @@ def test_a_run_that_is_over_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_nobody_learns_from_what_is_aside(tmp_path: Path) -> None:
     """Spoiled measurements aside change neither the Gaussian fit nor a weight."""
-    config = resolve(Request(settings=settings_of({**WATCHED, "train.steps": 2})), get_registry())
+    config = resolve(
+        Request(method="flowdiff", settings=settings_of({**WATCHED, "train.steps": 2})),
+        get_registry(),
+    )
     session = Session.build(config, get_registry())
     sources = session.dataset.sources("train")
     aside = keep_aside(sources, 0.25, Streams(config.seed).fresh("watch"))

@@ -16,6 +16,7 @@ TINY: Mapping[str, Any] = {
     "train.checkpoint_every": 4,
     "train.log_every": 2,
     "data.n": 24,
+    "prior.patch": 2,
     "prior.channels": 8,
     "prior.embedding": 16,
     "prior.attention": [],
@@ -33,7 +34,7 @@ TINY: Mapping[str, Any] = {
 
 def arguments() -> list[str]:
     """The same as options of the command line."""
-    words = []
+    words = ["--method", "flowdiff"]
     for key, value in TINY.items():
         text = "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
         words += ["--set", f"{key}={text}"]

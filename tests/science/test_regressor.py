@@ -13,7 +13,17 @@ from flowdiff.core.wiener import Wiener
 from flowdiff.plugins.datasets.gmm import GMM, GMMConfig
 from flowdiff.plugins.posteriors.realnvp import RealNVPPosterior
 
-from .problems import Mask, PartConfig, chain, glow, normal, perturb, seeded, some_gaussian, vectors
+from .problems import (
+    Mask,
+    PartConfig,
+    chain,
+    glow,
+    normal,
+    perturb,
+    seeded,
+    some_gaussian,
+    vectors,
+)
 
 
 def flow(

@@ -176,7 +176,7 @@ def test_the_bound_catches_training_that_goes_on_for_too_long() -> None:
         "method.lr_posterior": 4e-3,
         "method.rehearsal": 0.0,
     }
-    request = Request(op="gaussian_noise", settings=settings_of(settings))
+    request = Request(method="flowdiff", op="gaussian_noise", settings=settings_of(settings))
     session = Session.build(resolve(request, get_registry()), get_registry())
     assert session.watch is not None
     ctx, method = session.context, session.method
