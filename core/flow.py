@@ -6,7 +6,8 @@ With ``centre=wiener``, m(y) and L are the posterior of the Gaussian that was fi
 measurements (`flowdiff.core.wiener`, a spectrum of few parameters by evidence where the operator
 does not look), so that a flow which starts as the identity starts as that posterior. With
 ``centre=none``, m = 0 and L = I, and ActNorm is set from samples of the Gaussian's posterior. A
-flow gives f, its inverse and its condition; centring, features of y, density and sampling are here.
+flow gives f, its inverse and its condition; centring, features of y, density and sampling are
+here.
 
 r is the *regressor*: a network that is evaluated once for a measurement and moves all its samples.
 m + r estimates the posterior mean. Few couplings of small networks make a mean badly and slowly,
@@ -242,7 +243,7 @@ class ConditionalFlow(AmortizedPosterior):
         return loss + _ERROR / 2 * square.sum(1) / square.detach().mean().clamp_min(1e-12)
 
     def estimate(self, observation: Observation) -> Tensor:
-        """Of the posterior mean, once pairs taught it: m(y) + r(y), with shape (B, C, *spatial)."""
+        """Of the posterior mean, once pairs taught it: m(y) + r(y), (B, C, *spatial)."""
         affine = self.wiener(observation)
         shift = self._regress(affine, self.features_of(observation, affine.mean))
         return affine.mean if shift is None else self._about(affine, shift)

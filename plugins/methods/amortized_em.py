@@ -100,6 +100,8 @@ class AmortizedEM(WithSolver):
     class Config(JointSettings):
         """Settings ``method.*``; those of the solver stand beside them."""
 
+        presets = {"quick": {"prior_steps": 2, "posterior_steps": 2, "dreams": 1024}}
+
         lr_prior: float = Field(2e-3, gt=0, description="peak learning rate of the prior")
         lr_posterior: float = Field(2e-3, gt=0, description="peak learning rate of the posterior")
         solver: str = Field("split_gibbs", description="sampler of the E-step, a registered name")
@@ -117,7 +119,7 @@ class AmortizedEM(WithSolver):
         posterior_steps: int = Field(5, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(
-            0.75,
+            0.9,
             ge=0,
             le=1,
             description="share of simulated pairs in the φ-step; the others are the E-step's",
@@ -206,6 +208,7 @@ class AmortizedEM(WithSolver):
         self._pool = Pool(images.clone(), ctx.moments, ctx.space if bounded else None)
         self._dreams = self._samples.new_zeros(0, *ctx.space.shape)
         self._temperature, self._chi_square = 1.0, 1.0
+        self._calibrated = False
         self._sigma = own.warm_start * float(ctx.moments.variances.mean().sqrt())
         self.trainables = {
             "prior": Trainable(ctx.prior, own.optim_prior, ctx.total_steps * own.prior_steps),
@@ -258,7 +261,7 @@ class AmortizedEM(WithSolver):
         with torch.no_grad(), self.serving():
             drawn, nfe = self._samples[:, batch.index], 0
             moves = ctx.step - self._moving.start
-            if moves >= 0 and moves % own.calibrate_every == 0:
+            if moves >= 0 and (moves % own.calibrate_every == 0 or not self._calibrated):
                 self._calibrate(ctx)
             if ctx.step in self._moving:
                 if own.start == "flow":
@@ -312,6 +315,7 @@ class AmortizedEM(WithSolver):
         if dreaming:
             self._dreams = torch.cat([images[: kept // _KEPT], self._dreams])[:kept]
         self.solver.calibrate(ctx.prior, images[:_CALIBRATED_ON], generator)
+        self._calibrated = True
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:
         """One φ-step; the posterior's loss of pairs, in nats, and the gradient's norm."""
@@ -352,7 +356,11 @@ class AmortizedEM(WithSolver):
         state.tensors["images"] = self._pool.images
         state.tensors["curve"] = self._pool.curve
         state.tensors["dreams"] = self._dreams
-        state.json |= {"temperature": self._temperature, "chi_square": self._chi_square}
+        state.json |= {
+            "temperature": self._temperature,
+            "chi_square": self._chi_square,
+            "calibrated": self._calibrated,
+        }
         return state
 
     def load_state(self, state: MethodState) -> None:
@@ -363,6 +371,7 @@ class AmortizedEM(WithSolver):
         self._dreams = state.tensors["dreams"].to(self._samples.device).clone()
         self._temperature = state.json["temperature"]
         self._chi_square = state.json["chi_square"]
+        self._calibrated = state.json["calibrated"]
 
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

@@ -1,11 +1,11 @@
-"""The default command on both operators with several seeds, as a table for docs/results.md.
+"""The default command on three operators with several seeds, as a table for docs/results.md.
 
-    python -m tests.benchmarks.default_runs --out runs/default --seeds 0 1 2
+    python -m tests.benchmarks.default_runs --out runs/default --seeds 0 1 2 [--operators blur]
     python -m tests.benchmarks.default_runs --out runs/default --table
 
 Each run is ``flowdiff run`` in a process of its own, resumed if it is there, with nothing set but
-the operator and the seed. The first seed of each operator gets ``--controls``. Seconds and memory
-are those of the whole process, as the operating system counts them.
+the operator and the seed. With ``--controls`` the first seed of each operator gets them. Seconds
+and memory are those of the whole process, as the operating system counts them.
 """
 
 from __future__ import annotations
@@ -137,16 +137,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--operators", nargs="+", choices=OPERATORS, default=list(OPERATORS))
+    parser.add_argument("--controls", action="store_true")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     if not options.table:
         options.out.mkdir(parents=True, exist_ok=True)
         for seed in options.seeds:
-            for name, chosen in OPERATORS.items():
+            for name in options.operators:
                 run(
                     options.out / f"{name}-{seed}",
-                    [*chosen, "--seed", str(seed)],
-                    seed == options.seeds[0],
+                    [*OPERATORS[name], "--seed", str(seed)],
+                    options.controls and seed == options.seeds[0],
                 )
     table(options.out)
 
