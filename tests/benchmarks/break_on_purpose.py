@@ -41,6 +41,34 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "regressor: density of the image that was not moved back",
+        "core/flow.py",
+        "x = x if shift is None else x - shift",
+        "x = x",
+        "tests/science/test_regressor.py::test_it_moves_all_samples_by_as_much",
+    ),
+    Mistake(
+        "regressor: as large where x is known as where it is not",
+        "core/flow.py",
+        "return affine.variances() * g.pixel_variances(g.variances).rsqrt() * out",
+        "return g.pixel_variances(g.variances).sqrt() * out",
+        "tests/science/test_regressor.py::test_its_errors_are_small_where_x_is_known",
+    ),
+    Mistake(
+        "regressor: pairs teach it nothing but −log q",
+        "core/flow.py",
+        "return loss + _ERROR / 2 * square",
+        "return loss + 0 * square",
+        "tests/science/test_regressor.py::test_loss_of_pairs",
+    ),
+    Mistake(
+        "regressor: away from the posterior mean",
+        "core/flow.py",
+        "return x if shift is None else x + shift, log_det",
+        "return x if shift is None else x - shift, log_det",
+        "tests/science/test_regressor.py::test_pairs_teach_it_the_posterior_mean",
+    ),
+    Mistake(
         "moments: no leading components",
         "core/evidence.py",
         "(root @ root.mT + factor @ factor.mT)",

@@ -102,6 +102,11 @@ def check(gaussian: Gaussian, observation: Observation, variance: Tensor) -> Aff
         torch.testing.assert_close(L @ L.mT, covariance, rtol=1e-5, atol=1e-6 * scale)
         half = 0.5 * torch.logdet(covariance)
         torch.testing.assert_close(log_det[index], half, rtol=1e-5, atol=1e-4)
+        # Of a large image every entry has the mean variance.
+        diagonal = covariance.diagonal()
+        wanted = diagonal if gaussian.dense else diagonal.mean().expand_as(diagonal)
+        found = affine.variances().expand_as(affine.mean)[index].flatten()
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * scale)
     x = gaussian.sample(len(observation), seeded(9))
     torch.testing.assert_close(affine(affine.inverse(x)), x, rtol=0, atol=1e-9)
     many = torch.stack([x, x + 1, 2 * x])
