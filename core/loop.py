@@ -188,7 +188,12 @@ def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
     )
     # Modules such as nn.Dropout draw from torch's global generator: its seed depends on the step.
     with seeded(derive_seed(session.config.seed, f"global.{ctx.step}")):
-        returned = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
+        try:
+            returned = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
+        except torch.linalg.LinAlgError as error:
+            # Weights that are finite and absurd make singular matrices before any figure is NaN.
+            first = str(error).partition(": ")[2] or str(error)
+            raise DivergenceError(f"a matrix became singular ({first})") from error
     figures = {name: float(value) for name, value in returned.items()}
     ctx.step += 1
     guard.check(figures)

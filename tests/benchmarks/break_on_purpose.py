@@ -218,8 +218,8 @@ MISTAKES = (
     Mistake(
         "log-det of the centring left out",
         "core/flow.py",
-        "return affine(u), log_det + affine.log_det",
-        "return affine(u), log_det",
+        "x, log_det = affine(x), log_det + affine.log_det",
+        "x, log_det = affine(x), log_det",
         "tests/science/test_posteriors.py::test_law",
     ),
     Mistake(
@@ -277,8 +277,8 @@ MISTAKES = (
         "returned = session.method.step(select(ctx.observations, index, ctx.clean), ctx)",
         "fresh = ctx.operator.observe(session.dataset.split('train')[index], "
         "ctx.streams.get('again'))\n"
-        "        from .method import Batch\n"
-        "        returned = session.method.step(Batch(fresh, index, ctx.clean), ctx)",
+        "            from .method import Batch\n"
+        "            returned = session.method.step(Batch(fresh, index, ctx.clean), ctx)",
         "tests/runs/test_frozen_measurements.py",
     ),
     Mistake(

@@ -466,9 +466,9 @@ def test_package_with_a_manifest_comes_before_its_module(plugin_packages: Any) -
 def test_module_network_in_a_prior(my_module: str) -> None:
     """As the run builds it: --set prior.network=my_module:MyNet."""
     from flowdiff.core import BuildContext, ImageSpace
-    from flowdiff.core.assembly import _factory
+    from flowdiff.core.assembly import factory_of
 
-    context = BuildContext(ImageSpace((3,)), factory=_factory(Registry()))
+    context = BuildContext(ImageSpace((3,)), factory=factory_of(Registry()))
     network = context.make("network", "my_module:MyNet", in_channels=6, out_channels=3)
     assert type(network).__name__ == "MyNet"
 
