@@ -1,4 +1,4 @@
-"""What each ingredient of the default does, on the development fold, as a table.
+"""What each ingredient of the method ``flowdiff`` does, on the development fold, as a table.
 
     python -m tests.benchmarks.ablation --out runs/ablation --steps 800 --seed 21
 
@@ -40,6 +40,8 @@ def main() -> None:
                 command = [*base, "--resume", str(folder)]
             else:
                 common = [
+                    "--method",
+                    "flowdiff",
                     "--set",
                     "data.fold=development",
                     "--set",

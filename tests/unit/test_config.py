@@ -198,6 +198,15 @@ def test_a_dataset_replaces_built_in_defaults() -> None:
     assert plain.train.steps == TrainConfig().steps  # other data sets are left alone
 
 
+def test_the_default_command() -> None:
+    """What the README runs: the method, and networks of the digits' size."""
+    config = resolved()
+    assert config.prior is not None and config.posterior is not None
+    assert (config.method["name"], config.train.steps) == ("amortized_em", 400)
+    assert (config.prior["name"], config.posterior["name"]) == ("edm", "glow")
+    assert (config.prior["patch"], config.posterior["regressor_settings"]) == (1, {"patch": 1})
+
+
 def test_preset_then_file_then_settings_replace_a_dataset() -> None:
     config = suggesting(preset="quick")
     assert (config.train.steps, config.train.batch_size) == (150, 9)
