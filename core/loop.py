@@ -190,7 +190,7 @@ def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
     with seeded(derive_seed(session.config.seed, f"global.{ctx.step}")):
         try:
             returned = session.method.step(select(ctx.observations, index, ctx.clean), ctx)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             # Weights that are finite and absurd make singular matrices before any figure is NaN.
             first = str(error).partition(": ")[2] or str(error)
             raise DivergenceError(f"a matrix became singular ({first})") from error
