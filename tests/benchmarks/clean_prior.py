@@ -35,6 +35,7 @@ from flowdiff.core.counting import CallCounter
 from flowdiff.core.session import Session
 from flowdiff.core.statistics import mean_interval, psnr
 from flowdiff.core.wiener import reduced_chi_square
+from flowdiff.plugins.datasets.digits import Digits
 from tests.science.linear_gaussian import train
 
 PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,15 +49,17 @@ PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"op.gaussian_blur.sigma": 0.8, "op.gaussian_noise.sigma": 0.2},
     ),
 }
-PRIOR = {"prior.patch": 1, "prior.channels": 24, "method.lr_prior": 2e-3}
-"""For every method and problem, found on the development fold. A network that cuts 8×8 pixels into
-patches of 2×2 learns few images by heart: its loss on other clean images is much higher."""
-FLOW = {
-    "posterior.hidden": [96, 32, 24],
-    "posterior.regressor_settings": {"patch": 1},
-    "method.lr_posterior": 2e-3,
-}
-"""The same for every method with a flow; the default one is larger and learns pairs by heart."""
+
+
+def _networks(scope: str) -> dict[str, Any]:
+    """What the digits suggest for their networks: for every method, problem and data set."""
+    return {k: v for k, v in Digits.defaults.items() if k.startswith(f"{scope}.")}
+
+
+PRIOR = {**_networks("prior"), "method.lr_prior": 2e-3}
+"""For every method and problem, found on the development fold."""
+FLOW = {**_networks("posterior"), "method.lr_posterior": 2e-3}
+"""The same for every method with a flow."""
 METRICS = ["c2st", "density", "coverage", "recall", "sliced_wasserstein"]
 RESTORED, DRAWS, TIMES = 200, 64, 4
 """Held-out measurements, samples of each, and calls of the solver one after the other."""
@@ -81,7 +84,7 @@ def main() -> None:
     session, cost = _finished(options.run) if options.run else _trained(options)
     record: dict[str, Any] = {
         "problem": options.problem,
-        "data": options.data,
+        "data": session.config.data["name"],
         "method": session.config.method["name"],
         "set": options.given,
         "seed": session.config.seed,
