@@ -171,39 +171,37 @@ class ConditionalFlow(AmortizedPosterior):
         ]
         return torch.cat(features, dim=1)
 
-    def _regress(self, affine: AffineMap, features: Tensor) -> Tensor | None:
-        """r, with shape (B, C, *spatial); None without a regressor."""
-        if self.regressor is None:
-            return None
-        g = self.gaussian
-        out: Tensor = self.regressor(features, features.new_zeros(len(features)))
-        return affine.variances() * g.pixel_variances(g.variances).rsqrt() * out
+    def _map(self, observation: Observation) -> tuple[AffineMap, Condition]:
+        """u to x, moved by the regressor, and what the flow knows of y."""
+        affine = self.wiener(observation)
+        features = self.features_of(observation, affine.mean)
+        centred = self.config.centre == "wiener"
+        mean = affine.mean if centred else torch.zeros_like(affine.mean)
+        if self.regressor is not None:
+            g = self.gaussian
+            out: Tensor = self.regressor(features, features.new_zeros(len(features)))
+            mean = mean + affine.variances() * g.pixel_variances(g.variances).rsqrt() * out
+        if centred:
+            affine = replace(affine, mean=mean)
+        else:
+            affine = AffineMap(mean, mean.new_ones(()), mean.new_zeros(()), self.gaussian)
+        return affine, self.encode(features)
 
     def transform(self, observation: Observation, z: Tensor) -> tuple[Tensor, Tensor]:
         """z of shape (n, B, C, *spatial) to x and log|dx/dz| of shape (n, B)."""
         n, batch = z.shape[:2]
-        affine = self.wiener(observation)
-        features = self.features_of(observation, affine.mean)
-        u, log_det = self.flow(z.flatten(0, 1), _repeat(self.encode(features), n))
-        x, log_det = u.unflatten(0, (n, batch)), log_det.unflatten(0, (n, batch))
-        if self.config.centre == "wiener":
-            x, log_det = affine(x), log_det + affine.log_det
-        shift = self._regress(affine, features)
-        return x if shift is None else x + shift, log_det
+        affine, condition = self._map(observation)
+        u, log_det = self.flow(z.flatten(0, 1), _repeat(condition, n))
+        x = affine(u.unflatten(0, (n, batch)))
+        return x, log_det.unflatten(0, (n, batch)) + affine.log_det
 
     def inverse(self, x: Tensor, observation: Observation) -> tuple[Tensor, Tensor]:
         """x of shape (B, C, *spatial) to z and log|dz/dx| of shape (B,)."""
-        affine = self.wiener(observation)
-        features = self.features_of(observation, affine.mean)
-        return self._inverse(x, affine, features, self._regress(affine, features))
+        return self._inverse(x, *self._map(observation))
 
     def _inverse(
-        self, x: Tensor, affine: AffineMap, features: Tensor, shift: Tensor | None
+        self, x: Tensor, affine: AffineMap, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        x = x if shift is None else x - shift
-        condition = self.encode(features)
-        if self.config.centre == "none":
-            return self.flow_inverse(x, condition)
         z, log_det = self.flow_inverse(affine.inverse(x), condition)
         return z, log_det - affine.log_det
 
@@ -232,24 +230,17 @@ class ConditionalFlow(AmortizedPosterior):
         The error counts `_ERROR` times as it would in the −log-density of a Gaussian of the
         likeliest width about the estimate.
         """
-        affine = self.wiener(observation)
-        features = self.features_of(observation, affine.mean)
-        shift = self._regress(affine, features)
-        z, log_det = self._inverse(x, affine, features, shift)
+        affine, condition = self._map(observation)
+        z, log_det = self._inverse(x, affine, condition)
         loss = -(standard_normal(z, z.ndim - 1) + log_det)
-        if shift is None:
+        if self.regressor is None:
             return loss
-        square = (x - self._about(affine, shift)).square().flatten(1)
+        square = (x - affine.mean).square().flatten(1)
         return loss + _ERROR / 2 * square.sum(1) / square.detach().mean().clamp_min(1e-12)
 
     def estimate(self, observation: Observation) -> Tensor:
         """Of the posterior mean, once pairs taught it: m(y) + r(y), (B, C, *spatial)."""
-        affine = self.wiener(observation)
-        shift = self._regress(affine, self.features_of(observation, affine.mean))
-        return affine.mean if shift is None else self._about(affine, shift)
-
-    def _about(self, affine: AffineMap, shift: Tensor) -> Tensor:
-        return affine.mean + shift if self.config.centre == "wiener" else shift
+        return self._map(observation)[0].mean
 
 
 def standard_normal(z: Tensor, rank: int) -> Tensor:

@@ -47,7 +47,7 @@ class AffineMap:
 
     Attributes:
         mean: with shape (B, C, *spatial).
-        factor: L; (d, d) or (B, d, d), or the diagonal (d,) in the Gaussian's basis.
+        factor: L; (d, d) or (B, d, d), or the diagonal (d,) in the Gaussian's basis, or a scalar.
         log_det: log|det L|, a scalar or of shape (B,).
         gaussian: gives the basis of a diagonal factor.
     """
@@ -59,6 +59,8 @@ class AffineMap:
 
     def __call__(self, u: Tensor) -> Tensor:
         """mean + L u, for u of shape (…, B, C, *spatial)."""
+        if self.factor.ndim == 0:
+            return self.mean + self.factor * u
         if self.factor.ndim == 1:
             scaled = self.gaussian.synthesise(self.factor * self.gaussian.analyse(u))
             return self.mean + scaled
@@ -67,12 +69,16 @@ class AffineMap:
     def inverse(self, x: Tensor) -> Tensor:
         """L⁻¹(x − mean), for x of shape (…, B, C, *spatial)."""
         centred = x - self.mean
+        if self.factor.ndim == 0:
+            return centred / self.factor
         if self.factor.ndim == 1:
             return self.gaussian.synthesise(self.gaussian.analyse(centred) / self.factor)
         return _matmul(torch.linalg.inv(self.factor), centred, self.mean.ndim - 1)
 
     def variances(self) -> Tensor:
         """Of the entries of x, the diagonal of L Lᵀ, with a shape that broadcasts with `mean`."""
+        if self.factor.ndim == 0:
+            return self.factor.square()
         if self.factor.ndim == 1:
             return self.gaussian.pixel_variances(self.factor.square())
         diagonal = self.factor.square().sum(-1)

@@ -43,15 +43,15 @@ MISTAKES = (
     Mistake(
         "regressor: density of the image that was not moved back",
         "core/flow.py",
-        "x = x if shift is None else x - shift",
-        "x = x",
+        "self.flow_inverse(affine.inverse(x), condition)",
+        "self.flow_inverse(affine.inverse(x + affine.mean), condition)",
         "tests/science/test_regressor.py::test_it_moves_all_samples_by_as_much",
     ),
     Mistake(
         "regressor: as large where x is known as where it is not",
         "core/flow.py",
-        "return affine.variances() * g.pixel_variances(g.variances).rsqrt() * out",
-        "return g.pixel_variances(g.variances).sqrt() * out",
+        "mean = mean + affine.variances() * g.pixel_variances(g.variances).rsqrt() * out",
+        "mean = mean + g.pixel_variances(g.variances).sqrt() * out",
         "tests/science/test_regressor.py::test_its_errors_are_small_where_x_is_known",
     ),
     Mistake(
@@ -64,8 +64,8 @@ MISTAKES = (
     Mistake(
         "regressor: away from the posterior mean",
         "core/flow.py",
-        "return x if shift is None else x + shift, log_det",
-        "return x if shift is None else x - shift, log_det",
+        "square = (x - affine.mean).square()",
+        "square = (x + affine.mean).square()",
         "tests/science/test_regressor.py::test_pairs_teach_it_the_posterior_mean",
     ),
     Mistake(
@@ -218,8 +218,8 @@ MISTAKES = (
     Mistake(
         "log-det of the centring left out",
         "core/flow.py",
-        "x, log_det = affine(x), log_det + affine.log_det",
-        "x, log_det = affine(x), log_det",
+        "log_det.unflatten(0, (n, batch)) + affine.log_det",
+        "log_det.unflatten(0, (n, batch))",
         "tests/science/test_posteriors.py::test_law",
     ),
     Mistake(
