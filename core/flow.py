@@ -101,10 +101,15 @@ class ConditionalFlow(AmortizedPosterior):
             name = "unet" if len(self.space.spatial) == 2 else "mlp"
         # A place of its own: what stands beside the flow's settings is not for this network.
         place = replace(context, nested={"network": self.config.regressor_settings})
+        if self.config.regressor_settings.get("dropout"):
+            raise ValueError(
+                "posterior.regressor_settings: no dropout, it would give a density another value "
+                "at every call"
+            )
         made: Network = place.make(
             "network", name, in_channels=self.features, out_channels=self.space.channels
         )
-        return made.eval()  # dropout would give a density another value at every call
+        return made.eval()
 
     @abstractmethod
     def encode(self, features: Tensor) -> Condition:
@@ -225,10 +230,10 @@ class ConditionalFlow(AmortizedPosterior):
         return standard_normal(z, z.ndim - 1) + log_det
 
     def loss(self, x: Tensor, observation: Observation) -> Tensor:
-        """−log q(x | y), and with a regressor its squared error, in nats up to a constant.
+        """−log q(x | y), and with a regressor that of a Gaussian about its estimate as well.
 
-        The error counts `_ERROR` times as it would in the −log-density of a Gaussian of the
-        likeliest width about the estimate.
+        In nats. The Gaussian is isotropic, as wide as the batch's mean squared error, and counts
+        `_ERROR` times.
         """
         affine, condition = self._map(observation)
         z, log_det = self._inverse(x, affine, condition)
@@ -236,7 +241,9 @@ class ConditionalFlow(AmortizedPosterior):
         if self.regressor is None:
             return loss
         square = (x - affine.mean).square().flatten(1)
-        return loss + _ERROR / 2 * square.sum(1) / square.detach().mean().clamp_min(1e-12)
+        width = square.detach().mean().clamp_min(1e-12)
+        entries = square.shape[1] * torch.log(2 * math.pi * width)
+        return loss + _ERROR / 2 * (square.sum(1) / width + entries)
 
     def estimate(self, observation: Observation) -> Tensor:
         """Of the posterior mean, once pairs taught it: m(y) + r(y), (B, C, *spatial)."""

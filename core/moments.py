@@ -81,7 +81,7 @@ def fit_gaussian(
     if not operator.linear:
         return _broad(space).to(device)
     zero = torch.zeros(len(observation), *space.shape, device=device)
-    noise = operator.noise_variance(zero, params).mean(0, keepdim=True)
+    noise = operator.noise_variance(zero, params)
     fitted = _fit(observation, space, generator, noise, choose=operator.gaussian)
     if operator.gaussian:
         return fitted
@@ -98,11 +98,12 @@ def _fit(
     noise: Tensor,
     choose: bool = True,
 ) -> Gaussian:
-    """The fit with a noise of given variance, broadcastable to (1, *codomain).
+    """The fit with a noise of given variance, for each measurement or all: (N or 1, *codomain).
 
     Rank and ν are chosen, or, for a first rough fit, 0 and the dimension.
     """
     operator, device = observation.operator, observation.y.device
+    of_all = noise.mean(0, keepdim=True)
     if not _one_matrix(observation, space):
         fitted = fit_spectral(observation, space, generator, float(noise.mean()))
         if fitted.dense and affordable(observation):
@@ -112,14 +113,17 @@ def _fit(
     matrix = dense_matrix(operator, 1, one, device)[0]
     zero = torch.zeros(1, *space.shape, device=device)
     y = flatten_real(observation.y - operator(zero, one)).double()
-    problem = LinearProblem(matrix, each_entry(noise, 1, operator)[0].double(), space)
+    problem = LinearProblem(matrix, each_entry(of_all, 1, operator)[0].double(), space)
     rank, nu = _choose(y, problem, generator) if choose else (0, float(space.dimension))
     mean, covariance = _fit_dense(Statistics.of(y), problem, rank, nu)
-    return Gaussian.from_covariance(space, mean.reshape(space.shape), covariance).to(device)
+    fitted = Gaussian.from_covariance(space, mean.reshape(space.shape), covariance)
+    if bool((noise != noise[:1]).any()) and affordable(observation):
+        fitted = _refine(observation, fitted, noise, choose)
+    return fitted.to(device)
 
 
 def _refine(observation: Observation, start: Gaussian, noise: Tensor, choose: bool) -> Gaussian:
-    """Exact EM for operators that differ, about the start or about an S₀ of few parameters.
+    """Exact EM for operators or noises that differ, about the start or an S₀ of few parameters.
 
     Which, a third of the measurements says that the others are fitted without.
     """
@@ -128,7 +132,10 @@ def _refine(observation: Observation, start: Gaussian, noise: Tensor, choose: bo
     if not choose or not _choosable(len(observation), start.space):
         return found.gaussian
     position = torch.arange(len(observation), device=observation.y.device) % _FOLDS
-    seen, judge = (PerSampleEM(observation[part], noise) for part in (position > 0, position == 0))
+    seen, judge = (
+        PerSampleEM(observation[part], noise if len(noise) == 1 else noise[part])
+        for part in (position > 0, position == 0)
+    )
     first = seen.fit(start)
     scores = {rank: judge.nll(_about(seen, first, rank)) for rank in _ranks(start.space)}
     best = min(scores, key=lambda rank: scores[rank])

@@ -67,14 +67,17 @@ class PerSampleEM:
 
     Args:
         observation: all N measurements, with a linear operator.
-        noise: variance of the real components of y, broadcastable to (1, *codomain).
+        noise: variance of the real components of y, for each measurement or all:
+            (N or 1, *codomain), or what is broadcastable to that.
     """
 
     def __init__(self, observation: Observation, noise: Tensor) -> None:
         self.space = observation.operator.space
         self.count = len(observation)
+        chunks = [slice(i, i + _CHUNK) for i in range(0, self.count, _CHUNK)]
         self.pieces = [
-            _sufficient(observation[i : i + _CHUNK], noise) for i in range(0, self.count, _CHUNK)
+            _sufficient(observation[chunk], noise if len(noise) == 1 else noise[chunk])
+            for chunk in chunks
         ]
 
     @torch.no_grad()

@@ -29,6 +29,8 @@ class Solver(Part, nn.Module, ABC):
     """
 
     kind: ClassVar[str] = "solver"
+    invariant: ClassVar[bool] = False
+    """Whether at ``sigma_start=0`` there are moves from `init` that leave p(x | y) as it is."""
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__()
@@ -38,6 +40,22 @@ class Solver(Part, nn.Module, ABC):
     def supports(cls, prior: Prior) -> tuple[bool, str]:
         """Whether the solver can use that prior, else the reason why not."""
         return True, ""
+
+    @property
+    def calibration_images(self) -> int:
+        """How many samples of the prior `calibrate` wants."""
+        return 512
+
+    def check(self, prior: Prior, observation: Observation) -> None:
+        """Refuses, before any training, measurements that the solver could not sample from.
+
+        Args:
+            prior: the prior, perhaps untrained.
+            observation: some of the measurements.
+
+        Raises:
+            UserError: it cannot, with the reason and what to do.
+        """
 
     def calibrate(self, prior: Prior, images: Tensor, generator: torch.Generator) -> int:
         """Measures what `sample` needs to know of the prior, once it has changed.

@@ -9,6 +9,8 @@ from flowdiff.core import BuildContext, Method, MethodState, RunContext, Solver,
 __all__ = ["WithSolver"]
 
 _PREFIX = "solver/"
+_CHECKED = 64
+"""Measurements that a solver looks at before training."""
 
 
 class WithSolver(Method):
@@ -30,13 +32,14 @@ class WithSolver(Method):
         """The solver of that name.
 
         Raises:
-            UserError: it cannot use the prior.
+            UserError: it cannot use the prior, or the measurements.
         """
         assert ctx.prior is not None
         solver: Solver = ctx.make("solver", name).to(ctx.device)
         fits, reason = solver.supports(ctx.prior)
         if not fits:
             raise UserError(f"solver {name} cannot use this prior: {reason}")
+        solver.check(ctx.prior, ctx.observations[:_CHECKED])
         return solver
 
     def state(self) -> MethodState:

@@ -67,6 +67,7 @@ from flowdiff.core import (
     Roles,
     RunContext,
     Trainable,
+    UserError,
     Wiener,
     frozen,
     random_rows,
@@ -82,8 +83,8 @@ from ._with_solver import WithSolver
 
 __all__ = ["AmortizedEM"]
 
-_CALIBRATED_ON = 512
-"""Samples of the prior that the solver measures the denoiser on."""
+_DRAWN = 512
+"""Samples of the prior that are drawn at a time."""
 _KEPT = 4
 """Draws of the prior's samples that the flow still learns from: older are of an older prior."""
 _PIXELS = 2**24
@@ -202,6 +203,16 @@ class AmortizedEM(WithSolver):
         self._toned = bounded and own.tone_curve and ctx.operator.gaussian
         first = round(own.start_share * ctx.total_steps) if bounded else 0
         self._moving = range(first, ctx.total_steps - round(own.finish_share * ctx.total_steps))
+        if not self._moving:
+            raise UserError(
+                f"{ctx.total_steps} step(s) leave none for the E-step, with method.start_share="
+                f"{own.start_share:g} and method.finish_share={own.finish_share:g}; give more"
+            )
+        if own.warm_start == 0 and not self.solver.invariant:
+            raise UserError(
+                f"method.warm_start=0: solver {own.solver} has no moves that leave the posterior "
+                "as it is; take split_gibbs, or a warm_start above 0"
+            )
         images = self._samples
         if bounded:
             images = within_bounds(images.flatten(0, 1), ctx.moments).reshape(images.shape)
@@ -285,14 +296,15 @@ class AmortizedEM(WithSolver):
         """Moves the temperature to the least whose χ² is not below 1 (see the module).
 
         χ² is a mean over about a lap, and below 1 if it is so by two standard deviations of the
-        noise in `count` measurements: a single batch's would heat up by luck alone.
+        noise in all `count` measurements: a single batch's would heat up by luck alone. A batch of
+        more than there are has some of them twice.
         """
         squares, seen = whitened_squares(observation.repeat(len(drawn)), drawn.flatten(0, 1))
-        entries = max(float(seen.sum()) / len(drawn), 1.0)
-        found = float(squares.sum()) / (len(drawn) * entries)
+        entries = max(float(seen.sum()), 1.0) / seen.shape[0]  # observed of one measurement
+        found = float(squares.sum()) / max(float(seen.sum()), 1.0)
         share = min(len(observation) / count, 1.0)
         self._chi_square += share * (found - self._chi_square)
-        least = 1 - 2 * math.sqrt(2 * share / entries)
+        least = 1 - 2 * math.sqrt(2 / (count * entries))
         moved = self._temperature * math.exp(share * (least - self._chi_square))
         self._temperature = min(max(moved, 1.0), _HOTTEST)
 
@@ -306,15 +318,16 @@ class AmortizedEM(WithSolver):
         own, generator = self.config, ctx.streams.get("calibration")
         dreaming = own.rehearse_on == "prior" and own.rehearsal > 0
         kept = min(own.dreams, max(_PIXELS // ctx.space.dimension, _KEPT)) if dreaming else 0
+        wanted = self.solver.calibration_images
         images = torch.cat(
             [
-                ctx.prior("sample", min(_CALIBRATED_ON, count), generator)
-                for count in range(max(kept // _KEPT, _CALIBRATED_ON), 0, -_CALIBRATED_ON)
+                ctx.prior("sample", min(_DRAWN, count), generator)
+                for count in range(max(kept // _KEPT, wanted), 0, -_DRAWN)
             ]
         )
         if dreaming:
             self._dreams = torch.cat([images[: kept // _KEPT], self._dreams])[:kept]
-        self.solver.calibrate(ctx.prior, images[:_CALIBRATED_ON], generator)
+        self.solver.calibrate(ctx.prior, images[:wanted], generator)
         self._calibrated = True
 
     def _amortize(self, batch: Batch, ctx: RunContext) -> tuple[float, float]:

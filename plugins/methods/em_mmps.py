@@ -59,9 +59,6 @@ class EMMMPS(WithSolver):
 
         solver: str = Field("mmps", description="the sampler of the E-step and of restoration")
         lap_steps: int = Field(250, ge=1, description="steps of a lap: updates of its M-step")
-        error_images: int = Field(
-            512, ge=8, description="samples of the prior that a solver is calibrated on, per lap"
-        )
 
     roles = Roles(prior=True)
     artifacts = frozenset({"sample", "restore"})
@@ -99,7 +96,7 @@ class EMMMPS(WithSolver):
             # Here and not before sampling, so that a finished run restores with the last errors.
             with self.serving():
                 calibration = ctx.streams.get("calibration")
-                some = ctx.prior("sample", self.config.error_images, calibration)
+                some = ctx.prior("sample", self.solver.calibration_images, calibration)
                 self.solver.calibrate(ctx.prior, some, calibration)
         return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
 

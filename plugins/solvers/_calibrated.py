@@ -17,7 +17,7 @@ class CalibratedConfig(PartConfig):
     """Settings of every such solver."""
 
     calibration_images: int = Field(
-        512, ge=8, description="images that the denoiser's error is measured on, if by itself"
+        512, ge=8, description="samples of the prior that the denoiser's error is measured on"
     )
 
 
@@ -43,6 +43,10 @@ class CalibratedSolver(Solver):
         if isinstance(prior, DiffusionPrior):
             return True, ""
         return False, "it needs a prior with a denoiser"
+
+    @property
+    def calibration_images(self) -> int:
+        return self.config.calibration_images
 
     @torch.no_grad()
     def calibrate(self, prior: Prior, images: Tensor, generator: torch.Generator) -> int:

@@ -106,7 +106,17 @@ class SplitGibbs(CalibratedSolver):
             "images, two network evaluations each; 0 for the samples themselves",
         )
 
+    invariant = True
     config: Config
+
+    @torch.no_grad()
+    def check(self, prior: Prior, observation: Observation) -> None:
+        """Refuses a prior whose smallest noise level is above what the measurements resolve."""
+        assert isinstance(prior, DiffusionPrior)
+        # Elsewhere it depends on images of the prior, which has not learned any yet.
+        if observation.operator.linear and observation.operator.gaussian:
+            generator = torch.Generator(observation.y.device).manual_seed(0)
+            _require_finer(prior, _legal(observation, self.errors, prior, generator))
 
     @torch.no_grad()
     def sample(
@@ -144,13 +154,9 @@ class SplitGibbs(CalibratedSolver):
             pick = torch.arange(count, device=init.device) % len(init)
             x = init[pick].flatten(0, 1)
         information = Information(repeated)
-        legal = _legal(observation, x, generator).repeat(count).clamp(max=prior.sigma_max)
-        if bool((legal < prior.sigma_min).any()):
-            raise UserError(
-                f"solver split_gibbs: the measurement resolves {float(legal.min()):.3g}, below "
-                f"the prior's smallest noise level {prior.sigma_min:.3g}; train with "
-                f"prior.sigma_min={0.5 * float(legal.min()):.1g}"
-            )
+        legal = _legal(observation, errors, prior, generator).repeat(count)
+        legal = legal.clamp(max=prior.sigma_max)
+        _require_finer(prior, legal)
         population = Population(count, batch, x.device)
         before = None
         for rho in _ladder(legal, start, own.cooling, own.moves):
@@ -179,7 +185,8 @@ class SplitGibbs(CalibratedSolver):
         if self.config.transport_steps == 0 or not information.quadratic:
             return x, 0
         images = x.flatten(0, 1)
-        legal = _legal(observation, images, generator).repeat(len(x)).clamp(max=prior.sigma_max)
+        legal = _legal(observation, self.errors, prior, generator).repeat(len(x))
+        legal = legal.clamp(max=prior.sigma_max)
         z = _split(information, images, legal, torch.ones_like(legal), generator)
         moved, nfe = transport(prior, z, legal, self.config.transport_steps)
         return moved.unflatten(0, x.shape[:2]), nfe
@@ -222,12 +229,36 @@ def _split(
     return x + expand(share, x) * information.gradient(x) + expand(rho, x) * noise
 
 
-def _legal(observation: Observation, x: Tensor, generator: torch.Generator) -> Tensor:
-    """ρ_* of each of B measurements, with shape (B,), from samples x of shape (n·B, …)."""
+def _legal(
+    observation: Observation,
+    errors: ErrorCovariance,
+    prior: DiffusionPrior,
+    generator: torch.Generator,
+) -> Tensor:
+    """ρ_* of each of B measurements, with shape (B,).
+
+    It must know nothing of the samples that are moved: a ρ that depends on them would need a term
+    in the acceptance. Where the curvature is another one at another image, that of images of about
+    the prior's moments counts.
+    """
     batch = len(observation)
-    probed = x[torch.arange(_PROBES * batch, device=x.device) % len(x)]
-    norm = Information(observation.repeat(_PROBES)).norm(probed, generator)
+    information = Information(observation.repeat(_PROBES))
+    around = errors.centre.expand(_PROBES * batch, *errors.centre.shape)
+    if not information.quadratic:
+        level = around.new_full((len(around),), prior.sigma_max)
+        around = around + errors.draw(level, generator).to(around)
+    norm = information.norm(around, generator)
     return (_SHARE / norm.unflatten(0, (_PROBES, batch)).amax(0)).sqrt()
+
+
+def _require_finer(prior: DiffusionPrior, legal: Tensor) -> None:
+    if bool((legal < prior.sigma_min).any()):
+        finest = float(legal.min())
+        raise UserError(
+            f"solver split_gibbs: the measurements resolve {finest:.3g}, below the prior's "
+            f"smallest noise level {prior.sigma_min:.3g}; lower that to {0.5 * finest:.1g} "
+            "(prior.sigma_min of edm; a smaller prior.beta_min of ddpm)"
+        )
 
 
 def _ladder(legal: Tensor, start: float, cooling: float, moves: int) -> list[Tensor]:

@@ -57,8 +57,8 @@ MISTAKES = (
     Mistake(
         "regressor: pairs teach it nothing but −log q",
         "core/flow.py",
-        "return loss + _ERROR / 2 * square",
-        "return loss + 0 * square",
+        "return loss + _ERROR / 2 * (square",
+        "return loss + 0 * (square",
         "tests/science/test_regressor.py::test_loss_of_pairs",
     ),
     Mistake(
@@ -67,6 +67,21 @@ MISTAKES = (
         "square = (x - affine.mean).square()",
         "square = (x + affine.mean).square()",
         "tests/science/test_regressor.py::test_pairs_teach_it_the_posterior_mean",
+    ),
+    Mistake(
+        "moments: one noise for all measurements",
+        "core/per_sample_em.py",
+        "noise if len(noise) == 1 else noise[chunk]",
+        "noise.mean(0, keepdim=True)",
+        "tests/science/test_moments.py::test_each_measurement_counts_by_its_own_noise",
+    ),
+    Mistake(
+        "temperature: measurements that are twice in a batch count twice",
+        "plugins/methods/amortized_em.py",
+        "least = 1 - 2 * math.sqrt(2 / (count * entries))",
+        "least = 1 - 2 * math.sqrt(2 * share / float(seen.sum()))",
+        "tests/science/test_amortized_em.py"
+        "::test_a_batch_of_more_than_there_are_heats_up_no_sooner",
     ),
     Mistake(
         "moments: no leading components",

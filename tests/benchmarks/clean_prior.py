@@ -12,8 +12,8 @@ Wiener mean. Figures are [value, low, high] with a 95 % bootstrap interval over 
 PSNR are paired. `--starts` restores by the solver from other starts as well: from the Wiener
 posterior's samples, from nothing, and annealed from intermediate noise levels, in standard
 deviations of the fitted Gaussian: what the flow's start saves can be read off. About ten minutes
-for each method, more for many steps. `--run` judges a finished run of that problem, method and
-seed instead of training one; seconds are then those of its clock. `--told` starts from mean and
+for each method, more for many steps. `--run` judges a finished run of that problem, and
+method instead of training one; seconds are then those of its clock. `--told` starts from mean and
 covariance of the clean training images instead of those that were fitted to the measurements: no
 method may, and it shows what of a prior's faults is the fit's. `tests.benchmarks.seeds` makes a
 table of the lines of several runs.
@@ -84,8 +84,10 @@ def main() -> None:
     parser.add_argument("--told", action="store_true")
     parser.add_argument("--run", type=Path)
     options = parser.parse_args()
+    if options.run and (options.told or options.given):
+        parser.error("--run judges what was trained already, so neither --told nor --set")
     torch.set_num_threads(options.threads)
-    session, cost = _finished(options.run) if options.run else _trained(options)
+    session, cost = _finished(options) if options.run else _trained(options)
     record: dict[str, Any] = {
         "problem": options.problem,
         "data": session.config.data["name"],
@@ -101,8 +103,16 @@ def main() -> None:
     print(json.dumps(record), flush=True)
 
 
-def _finished(folder: Path) -> tuple[Session, dict[str, Any]]:
-    run = flowdiff.open_run(folder)
+def _finished(options: argparse.Namespace) -> tuple[Session, dict[str, Any]]:
+    run = flowdiff.open_run(options.run)
+    op, settings = PROBLEMS[options.problem]
+    for part in run.config.operator:
+        prefix = f"op.{part['name']}."
+        wanted = {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+        if part["name"] not in op or any(part[k] != v for k, v in wanted.items()):
+            raise SystemExit(f"{options.run} is a run of another problem than {options.problem}")
+    if run.config.method["name"] != options.method:
+        raise SystemExit(f"{options.run} is a run of method {run.config.method['name']}")
     cost = run.summary["cost"]
     chosen = {name: metric for name, metric in run.session.metrics.items() if name in METRICS}
     run.session.metrics = chosen
@@ -131,6 +141,8 @@ def _trained(options: argparse.Namespace) -> tuple[Session, dict[str, Any]]:
         settings=[*settings_of(own), *map(parse_setting, options.given)],
     )
     session = Session.build(resolve(request, get_registry()), get_registry())
+    fitted = session.context.moments.state_dict()
+    fitted = {name: value.clone() for name, value in fitted.items()}
     if options.told:
         told = Gaussian.from_images(session.dataset.space, session.dataset.split("train"))
         session.context.moments.assign(told.mean, told.variances, told.basis)
@@ -138,6 +150,8 @@ def _trained(options: argparse.Namespace) -> tuple[Session, dict[str, Any]]:
     counter = CallCounter(session.context.prior, session.context.posterior)
     since = time.process_time()
     figures = train(session)
+    # Judged beside the Wiener mean of what the measurements tell, as the others are.
+    session.context.moments.load_state_dict(fitted)
     return session, {
         "cpu_seconds": round(time.process_time() - since),
         "evaluations": dict(counter.counts),

@@ -4,7 +4,7 @@
 
 Reads the lines that it printed, one run each. Runs that differ in their seed only make a row: the
 mean of each figure over the seeds, and in brackets the lowest and the highest end of their 95 %
-intervals over images.
+intervals over images. Data and fold are named where they are not the sealed digits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def main() -> None:
         for line in file.read_text().splitlines():
             run = json.loads(line)
             given = " ".join(run["set"])
-            kind = f"{run['data']}, {run['fold']}, {run['steps']:,} steps"
+            where = [run["data"]] * (run["data"] != "digits")
+            where += [run["fold"]] * (run["fold"] != "sealed")
+            kind = ", ".join([*where, f"{run['steps']:,} steps"])
             rows[run["problem"], run["method"], given, kind].append(run)
     print("| run | seeds | seconds | " + " | ".join(COLUMNS) + " |")
     print("|---" * (3 + len(COLUMNS)) + "|")

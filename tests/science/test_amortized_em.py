@@ -203,6 +203,22 @@ def test_temperature_does_not_rise_by_luck() -> None:
     assert hottest < 1.002
 
 
+def test_a_batch_of_more_than_there_are_heats_up_no_sooner() -> None:
+    """Measurements that are twice in a batch tell no more: T stays 1 but for 2.3 % of the data."""
+    live = session()
+    method = live.method
+    assert isinstance(method, AmortizedEM)
+    some = live.context.observations[:6]
+    twice = torch.arange(48) % 6
+    generator, hot = make(3), 0
+    for _ in range(400):
+        method._temperature, method._chi_square = 1.0, 1.0
+        noise = 0.2 * torch.randn((1, *some.y.shape), generator=generator)
+        method._temper(some[twice], (some.y + noise)[:, twice], 6)
+        hot += method._temperature > 1
+    assert hot < 20
+
+
 def test_the_e_step_is_tempered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its moves and its images; the flow's pairs are simulated with the likelihood itself."""
     live = session()
@@ -229,6 +245,32 @@ def test_shares_that_leave_no_e_step_are_refused() -> None:
     settings = settings_of({"method.start_share": 0.5, "method.finish_share": 0.5})
     with pytest.raises(UserError, match="leave no step"):
         resolve(Request(method="amortized_em", settings=settings), get_registry())
+
+
+def test_steps_that_leave_no_e_step_are_refused() -> None:
+    """The shares leave some, and rounding takes it."""
+    settings = settings_of(
+        {**SHORT, "train.steps": 2, "method.start_share": 0.4, "method.finish_share": 0.5}
+    )
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    with pytest.raises(UserError, match=r"2 step\(s\) leave none for the E-step"):
+        Session.build(resolve(request, get_registry()), get_registry())
+
+
+def test_moves_alone_need_a_solver_that_has_them() -> None:
+    """From `mmps` at noise 0 a sample would come back as it was."""
+    own = {key: value for key, value in SHORT.items() if key != "method.reverse_steps"}
+    settings = settings_of({**own, "method.solver": "mmps", "method.warm_start": 0})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    with pytest.raises(UserError, match=r"method\.warm_start=0: solver mmps has no moves"):
+        Session.build(resolve(request, get_registry()), get_registry())
+
+
+def test_a_prior_too_coarse_is_refused_before_training() -> None:
+    settings = settings_of({**SHORT, "op.gaussian_noise.sigma": 0.005})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    with pytest.raises(UserError, match="lower that to"):
+        Session.build(resolve(request, get_registry()), get_registry())
 
 
 def test_bounds_need_a_linear_operator() -> None:

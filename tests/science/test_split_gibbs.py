@@ -219,6 +219,42 @@ def test_any_likelihood(chain: list[dict[str, Any]]) -> None:
     assert sum(ratio) / len(ratio) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("noise", ["poisson_noise", "saturation"])
+def test_a_chain_alone_stays_exact(noise: str) -> None:
+    """One sample of each measurement, moved 40 times from the exact posterior, as EM moves it.
+
+    ρ must not follow the sample: then the bias was .2 posterior deviations here.
+    """
+    space = ImageSpace((1, 1, 1))
+    chain = [{"name": "saturation"}, {"name": "gaussian_noise", "sigma": 0.3}]
+    means = torch.tensor([[-0.5], [0.3]])
+    exact = GaussianMixture(torch.ones(2) / 2, means, 0.1 * torch.eye(1)[None], space.shape)
+    observation = measured(exact, chain if noise == "saturation" else [{"name": noise}], space, 24)
+    prior = Exact(exact, space)
+    sampler = solver(space, moves=2, reverse_steps=12, particles=1)
+    sampler.calibrate(prior, exact.sample(4000, make(4)).float(), make(5))
+    grid = torch.linspace(-2.5, 2.5, 2001)
+    images = grid.reshape(-1, 1, 1, 1)
+    weights = []
+    for k in range(len(observation)):
+        one = observation[k : k + 1].repeat(len(grid))
+        log_p = one.log_likelihood(images).double() + exact.log_prob(images.double())
+        weights.append(log_p.nan_to_num(nan=-math.inf).softmax(0))
+    weight = torch.stack(weights)
+    mean = weight @ grid.double()
+    deviation = (weight @ grid.double().square() - mean**2).sqrt()
+    start = grid[torch.multinomial(weight, 200, True, generator=make(6))].T
+    x = start.reshape(1, -1, 1, 1, 1)
+    many = observation.repeat(200)
+    found = []
+    for _ in range(20):
+        x, _ = sampler.sample(prior, many, 1, make(7 + len(found)), x, sigma_start=0.0)
+        found.append(x.reshape(200, -1).double())
+    z = (torch.cat(found[5:]) - mean) / deviation
+    assert float(z.mean(0).square().mean().sqrt()) < 0.06
+    assert float(z.var(0).mean()) == pytest.approx(1, abs=0.04)
+
+
 def test_structured_noise() -> None:
     """(I − tH)^½ of the polynomial against the eigendecomposition, with a mask for each sample."""
     space, chain = GAUSSIAN_PROBLEMS["mask"]
@@ -253,5 +289,8 @@ def test_a_prior_too_coarse_for_the_noise_is_refused() -> None:
     space, chain = VECTOR, [{"name": "gaussian_noise", "sigma": 0.01}]
     exact = gaussian(space)
     observation = measured(exact, chain, space, 2)
-    with pytest.raises(UserError, match=r"prior\.sigma_min="):
-        solver(space).sample(Exact(exact, space), observation, 2, make(0))
+    sampler = solver(space)
+    with pytest.raises(UserError, match=r"lower that to 0\.005 \(prior\.sigma_min of edm"):
+        sampler.sample(Exact(exact, space), observation, 2, make(0))
+    with pytest.raises(UserError, match="lower that"):
+        sampler.check(Exact(exact, space), observation)
