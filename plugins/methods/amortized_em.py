@@ -6,6 +6,7 @@ Monte Carlo EM for p_θ(x) from measurements y ~ p(y | x, ω) alone, in small st
 They begin at the last samples of the same measurements, a Markov chain for each that follows θ
 (``start=chain``), or at the flow's own, noised to an intermediate level (``start=flow``). Either
 way few network evaluations suffice; with a chain nothing that is wrong with the flow enters.
+Chains begin at samples of the fitted Gaussian's posterior, and are annealed in the first two laps.
 
 *M.* Denoising score matching of the prior on images of *all* measurements. They are what the
 solver's `marginal` makes of the samples: images with the same distribution where the prior is
@@ -18,7 +19,7 @@ M-step is longer (``finish_share``): the samples stay, and θ and φ learn them.
 learns that of all, and its weak directions grow too wide. It shows in the residuals, which become
 smaller than noise is. So the E-step takes p(y | x)^(1/T), with the least T for which χ² of the
 samples is not below 1 on the training measurements (the discrepancy principle). With many
-measurements T is 1. Simulated pairs and the solver at restoration take the likelihood itself.
+measurements T is 1. Simulated pairs take the likelihood itself.
 
 *Amortization.* The flow learns by maximum likelihood, E[−log q_φ(x | y, ω)], the forward KL. Most
 of its pairs (``rehearsal``) are simulated: x is a sample of the prior and y' is measured from it,
@@ -91,6 +92,8 @@ _PIXELS = 2**24
 """Of all these samples together, at most."""
 _HOTTEST = 2.0
 """T is at most this: beyond, something else is wrong than too few measurements."""
+_YOUNG = 2
+"""Laps in which chains are annealed: in two, every measurement's are."""
 _CORRECT_EVERY = 3
 """E-steps between two corrections of the tone curve."""
 
@@ -113,8 +116,9 @@ class AmortizedEM(WithSolver):
         warm_start: float = Field(
             0.5,
             ge=0,
-            description="noise level that the E-step is annealed from, in standard deviations of "
-            "the fitted Gaussian; 0 for moves that leave the posterior invariant only",
+            description="noise level that samples are annealed from in the first two laps, in "
+            "standard deviations of the fitted Gaussian; later, and at 0, all moves leave the "
+            "posterior invariant",
         )
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
         posterior_steps: int = Field(5, ge=1, description="φ-steps after each E-step of a batch")
@@ -279,7 +283,12 @@ class AmortizedEM(WithSolver):
                     drawn = ctx.posterior("sample", batch.observation, own.chains, generator)
                 observation = batch.observation.tempered(self._temperature)
                 drawn, nfe = self.solver.sample(
-                    ctx.prior, observation, own.chains, generator, drawn, self._sigma
+                    ctx.prior,
+                    observation,
+                    own.chains,
+                    generator,
+                    drawn,
+                    self._start_level(moves * len(batch.index), ctx),
                 )
                 self._samples[:, batch.index] = drawn
                 if own.discrepancy:
@@ -291,6 +300,17 @@ class AmortizedEM(WithSolver):
                     self._pool.correct(ctx.observations, self._samples, generator)
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
         return -float(likelihood.mean()), float(nfe)
+
+    def _start_level(self, moved: int, ctx: RunContext) -> float:
+        """The noise level that samples are brought to first, after so many have been moved.
+
+        Young chains, of the first laps, go far from where the fitted Gaussian has put them. Later
+        only moves follow that leave the posterior as it is: annealing with few particles does not,
+        and EM would multiply its error. Samples of the flow are always young.
+        """
+        young = moved < _YOUNG * len(ctx.observations)
+        settled = not young and self.config.start == "chain" and self.solver.invariant
+        return 0.0 if settled else self._sigma
 
     def _temper(self, observation: Observation, drawn: Tensor, count: int) -> None:
         """Moves the temperature to the least whose χ² is not below 1 (see the module).

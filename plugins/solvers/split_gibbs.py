@@ -22,6 +22,7 @@ the pair is accepted with probability min(1, a),
           + \frac{2 (z - x')^T g(x') - ‖g(x')‖^2 - 2 (z - x)^T g(x) + ‖g(x)‖^2}{2 ρ^2}
 
 The unknown density of the prior has cancelled: a Metropolis rule for priors that can only denoise.
+ρ does not depend on x, or the rule would need a term for that.
 
 *Annealing.* Moves with larger ρ leave p(x) p(y | x)^β invariant with β = ρ_*²/ρ², where ρ_* is the
 largest ρ that is legal for y itself. From the largest ρ to ρ_* the samples of a measurement are

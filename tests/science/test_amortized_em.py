@@ -59,13 +59,20 @@ def fitted(mean: Tensor, covariance: Tensor, space: ImageSpace) -> GaussianMixtu
     return GaussianMixture(torch.ones(1), mean[None], covariance[None], space.shape)
 
 
-@pytest.mark.parametrize("problem", ["noise", "mask", "blur"])
-def test_em_keeps_the_variance(problem: str) -> None:
+@pytest.mark.parametrize(
+    ("problem", "sigma"), [("noise", 0.2), ("mask", 0.2), ("mask", 0.1), ("blur", 0.2)]
+)
+def test_em_keeps_the_variance(problem: str, sigma: float) -> None:
     """25 laps from the truth beside 25 of exact EM on the same data: 95 % of the variance or more.
 
-    The E-step is the solver's, four network evaluations a move; both M-steps are exact.
+    So it is of all of it, and on average of each of 16 directions, of which the weakest has a
+    hundredth of the strongest's. The E-step is the solver's, four network evaluations a move, as
+    chains that are no longer young have it; both M-steps are exact. Annealed from .5 standard
+    deviations in every lap, directions grow by 17 % on average with masks and noise .1, and the
+    weakest to more than twice its variance.
     """
     space, chain = GAUSSIAN_PROBLEMS[problem]
+    chain = [*chain[:-1], {"name": "gaussian_noise", "sigma": sigma}]
     truth = gaussian(space)
     operator = build_operator(chain, space, get_registry())
     observation = operator.observe(truth.sample(600, make(1)).float(), make(2))
@@ -85,8 +92,32 @@ def test_em_keeps_the_variance(problem: str) -> None:
         mean = answer.mean.flatten(1)
         inner = answer.covariance.mean(0)
         exact = fitted(mean.mean(0), inner + torch.cov(mean.T, correction=0), space)
-    ratio = float(ours.covariance.trace() / exact.covariance.trace())
-    assert ratio == pytest.approx(1, abs=0.05)
+    found, wanted = ours.covariance.squeeze(), exact.covariance.squeeze()
+    assert float(found.trace() / wanted.trace()) == pytest.approx(1, abs=0.05)
+    variances, directions = torch.linalg.eigh(wanted)
+    ratio = (directions * (found @ directions)).sum(0) / variances
+    assert float(ratio.log().mean()) == pytest.approx(0, abs=0.08)
+
+
+def test_only_young_chains_are_annealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two laps long; the flow's samples are young for ever."""
+    for start, laps in (("chain", 2), ("flow", 5)):
+        settings = {**SHORT, "train.steps": 10, "method.start": start, "method.finish_share": 0}
+        settings |= {"train.batch_size": 6, "method.start_share": 0}
+        request = Request(
+            method="amortized_em", op="gaussian_noise", settings=settings_of(settings)
+        )
+        live = Session.build(resolve(request, get_registry()), get_registry())
+        assert isinstance(live.method, AmortizedEM)
+        honest, seen = live.method.solver.sample, []
+
+        def spied(*given: Any, honest: Any = honest, seen: Any = seen) -> Any:
+            seen.append(given[-1])
+            return honest(*given)
+
+        monkeypatch.setattr(live.method.solver, "sample", spied)
+        advance(live, 10)
+        assert [level > 0 for level in seen] == [step < 2 * laps for step in range(10)]
 
 
 def test_pairs_of_the_flow_are_data_or_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
