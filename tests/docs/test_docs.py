@@ -36,7 +36,10 @@ SHRINK = [
     "train.steps=2", "train.batch_size=8", "data.n=11", "eval.n_posterior=2", "eval.bootstrap=20",
     "eval.metrics=[sliced_wasserstein]", "eval.sampler_steps=2",
 ]  # fmt: skip
-FEW_DREAMS = {"_CALIBRATED_ON": 8, "_PIXELS": 512}
+FEW_SAMPLES = {
+    "methods.amortized_em._PIXELS": 512,
+    "solvers._calibrated.CalibratedSolver.calibration_images": 8,
+}
 """Of the default method, which else draws a thousand images of the prior at once."""
 ONLY_NAMED = ["--resume", "--help"]
 """Commands that take no further settings."""
@@ -108,8 +111,8 @@ def test_page(
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    for name, value in FEW_DREAMS.items():
-        monkeypatch.setattr(f"flowdiff.plugins.methods.amortized_em.{name}", value)
+    for name, value in FEW_SAMPLES.items():
+        monkeypatch.setattr(f"flowdiff.plugins.{name}", value)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in found:
         where = f"{page.name}, line {block.line}"
