@@ -2,11 +2,12 @@ r"""Amortized EM: a diffusion prior learned by EM, and a flow that amortizes its
 
 Monte Carlo EM for p_θ(x) from measurements y ~ p(y | x, ω) alone, in small steps:
 
-*E.* The samples x of some measurements are moved by a solver that leaves p_θ(x | y) invariant.
+*E.* The samples x of some measurements are moved by a solver whose moves keep p_θ(x | y).
 They begin at the last samples of the same measurements, a Markov chain for each that follows θ
 (``start=chain``), or at the flow's own, noised to an intermediate level (``start=flow``). Either
-way few network evaluations suffice; with a chain nothing that is wrong with the flow enters.
-Chains begin at samples of the fitted Gaussian's posterior, and are annealed in the first two laps.
+way few network evaluations suffice; with a chain nothing that is wrong with the flow enters. Where
+the noise is small they are annealed, which moves them farther, and is exact only in the limit of
+many moves (``warm_laps`` ends it).
 
 *M.* Denoising score matching of the prior on images of *all* measurements. They are what the
 solver's `marginal` makes of the samples: images with the same distribution where the prior is
@@ -92,8 +93,6 @@ _PIXELS = 2**24
 """Of all these samples together, at most."""
 _HOTTEST = 2.0
 """T is at most this: beyond, something else is wrong than too few measurements."""
-_YOUNG = 2
-"""Laps in which chains are annealed: in two, every measurement's are."""
 _CORRECT_EVERY = 3
 """E-steps between two corrections of the tone curve."""
 
@@ -116,9 +115,14 @@ class AmortizedEM(WithSolver):
         warm_start: float = Field(
             0.5,
             ge=0,
-            description="noise level that samples are annealed from in the first two laps, in "
-            "standard deviations of the fitted Gaussian; later, and at 0, all moves leave the "
-            "posterior invariant",
+            description="noise level that samples are annealed from, in standard deviations of "
+            "the fitted Gaussian; 0 for moves that leave the posterior invariant only",
+        )
+        warm_laps: int | None = Field(
+            None,
+            ge=0,
+            description="laps in which they are annealed, 2 so that each is once; later all moves "
+            "leave the posterior invariant; none for all laps",
         )
         prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
         posterior_steps: int = Field(5, ge=1, description="φ-steps after each E-step of a batch")
@@ -212,10 +216,16 @@ class AmortizedEM(WithSolver):
                 f"{ctx.total_steps} step(s) leave none for the E-step, with method.start_share="
                 f"{own.start_share:g} and method.finish_share={own.finish_share:g}; give more"
             )
-        if own.warm_start == 0 and not self.solver.invariant:
+        if (own.warm_start == 0 or own.warm_laps is not None) and not self.solver.invariant:
+            setting = "warm_laps" if own.warm_start else "warm_start"
             raise UserError(
-                f"method.warm_start=0: solver {own.solver} has no moves that leave the posterior "
-                "as it is; take split_gibbs, or a warm_start above 0"
+                f"method.{setting}: solver {own.solver} has no moves that leave the posterior as "
+                "it is; take split_gibbs, or anneal in every lap"
+            )
+        if own.start == "flow" and own.warm_laps is not None:
+            raise UserError(
+                "method.warm_laps: samples of the flow (method.start=flow) are no posterior "
+                "samples yet, and are annealed in every lap"
             )
         images = self._samples
         if bounded:
@@ -304,12 +314,11 @@ class AmortizedEM(WithSolver):
     def _start_level(self, moved: int, ctx: RunContext) -> float:
         """The noise level that samples are brought to first, after so many have been moved.
 
-        Young chains, of the first laps, go far from where the fitted Gaussian has put them. Later
-        only moves follow that leave the posterior as it is: annealing with few particles does not,
-        and EM would multiply its error. Samples of the flow are always young.
+        Annealing forgets what moves of the size of a small noise would keep for long, and leaves a
+        posterior only about as it is: few particles, and few moves at its end.
         """
-        young = moved < _YOUNG * len(ctx.observations)
-        settled = not young and self.config.start == "chain" and self.solver.invariant
+        laps = self.config.warm_laps
+        settled = laps is not None and moved >= laps * len(ctx.observations)
         return 0.0 if settled else self._sigma
 
     def _temper(self, observation: Observation, drawn: Tensor, count: int) -> None:

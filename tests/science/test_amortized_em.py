@@ -66,10 +66,8 @@ def test_em_keeps_the_variance(problem: str, sigma: float) -> None:
     """25 laps from the truth beside 25 of exact EM on the same data: 95 % of the variance or more.
 
     So it is of all of it, and on average of each of 16 directions, of which the weakest has a
-    hundredth of the strongest's. The E-step is the solver's, four network evaluations a move, as
-    chains that are no longer young have it; both M-steps are exact. Annealed from .5 standard
-    deviations in every lap, directions grow by 17 % on average with masks and noise .1, and the
-    weakest to more than twice its variance.
+    hundredth of the strongest's. The E-step is the solver's moves, four network evaluations each;
+    both M-steps are exact.
     """
     space, chain = GAUSSIAN_PROBLEMS[problem]
     chain = [*chain[:-1], {"name": "gaussian_noise", "sigma": sigma}]
@@ -99,11 +97,11 @@ def test_em_keeps_the_variance(problem: str, sigma: float) -> None:
     assert float(ratio.log().mean()) == pytest.approx(0, abs=0.08)
 
 
-def test_only_young_chains_are_annealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two laps long; the flow's samples are young for ever."""
-    for start, laps in (("chain", 2), ("flow", 5)):
-        settings = {**SHORT, "train.steps": 10, "method.start": start, "method.finish_share": 0}
-        settings |= {"train.batch_size": 6, "method.start_share": 0}
+def test_laps_that_are_annealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as were asked for: two steps of 6 of 12 measurements are a lap."""
+    for given, laps in ((2, 2), (None, 5), (0, 0)):
+        settings = {**SHORT, "train.steps": 10, "method.warm_laps": given}
+        settings |= {"train.batch_size": 6, "method.start_share": 0, "method.finish_share": 0}
         request = Request(
             method="amortized_em", op="gaussian_noise", settings=settings_of(settings)
         )
@@ -293,7 +291,11 @@ def test_moves_alone_need_a_solver_that_has_them() -> None:
     own = {key: value for key, value in SHORT.items() if key != "method.reverse_steps"}
     settings = settings_of({**own, "method.solver": "mmps", "method.warm_start": 0})
     request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
-    with pytest.raises(UserError, match=r"method\.warm_start=0: solver mmps has no moves"):
+    with pytest.raises(UserError, match=r"method\.warm_start: solver mmps has no moves"):
+        Session.build(resolve(request, get_registry()), get_registry())
+    settings = settings_of({**SHORT, "method.start": "flow", "method.warm_laps": 2})
+    request = Request(method="amortized_em", op="gaussian_noise", settings=settings)
+    with pytest.raises(UserError, match=r"method\.warm_laps: samples of the flow"):
         Session.build(resolve(request, get_registry()), get_registry())
 
 
