@@ -27,6 +27,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"),
     "hookspecs": ("hookimpl",),
+    "intake": ("as_observation",),
+    "measured": ("MeasuredConfig", "MeasuredDataset"),
     "radiometry": ("intensity", "needs_intensities"),
     "linearisation": ("jacobian",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
@@ -49,6 +51,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "random": ("Streams", "derive_seed", "randn", "random_rows", "seeded"),
     "registry": ("Registry", "get_registry"),
     "solver": ("Solver",),
+    "source": ("Source", "SourceConfig"),
     "space": ("ImageSpace",),
     "wiener": (
         "AffineMap",
@@ -90,7 +93,10 @@ if TYPE_CHECKING:
     from .gaussian import SeparableDCT as SeparableDCT
     from .gaussian import dct_matrix as dct_matrix
     from .hookspecs import hookimpl as hookimpl
+    from .intake import as_observation as as_observation
     from .linearisation import jacobian as jacobian
+    from .measured import MeasuredConfig as MeasuredConfig
+    from .measured import MeasuredDataset as MeasuredDataset
     from .method import Batch as Batch
     from .method import Method as Method
     from .method import MethodState as MethodState
@@ -132,6 +138,8 @@ if TYPE_CHECKING:
     from .registry import Registry as Registry
     from .registry import get_registry as get_registry
     from .solver import Solver as Solver
+    from .source import Source as Source
+    from .source import SourceConfig as SourceConfig
     from .space import ImageSpace as ImageSpace
     from .wiener import AffineMap as AffineMap
     from .wiener import Wiener as Wiener

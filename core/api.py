@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .assembly import build_classifier
 from .checkpoint import Checkpoint, latest
-from .config import Request, RunConfig, read_config, resolve, settings_of
+from .config import Request, RunConfig, measured_data, read_config, resolve, settings_of
 from .controls import ask_for_controls, control_config, merge_controls, wanted_controls
 from .counting import CallCounter
 from .errors import UserError
@@ -48,6 +48,8 @@ def run(
     op: str | None = None,
     method: str | None = None,
     data: str | None = None,
+    measurements: str | Path | None = None,
+    params: str | Path | None = None,
     out: str | Path | None = None,
     preset: str = "standard",
     seed: int | None = None,
@@ -67,6 +69,8 @@ def run(
         op: the operator, parts joined by ``+``.
         method: name of the method.
         data: name of the data set.
+        measurements: a folder or archive of your own measurements, instead of a data set.
+        params: a file of operator parameters, one of each for every measurement.
         out: the run folder, new or empty; by default ``runs/<data>-<op>-<method>-<seed>``.
         preset: ``quick``, ``standard`` or ``large``.
         seed: root of every random stream.
@@ -85,6 +89,11 @@ def run(
         UserError: bad input; nothing was left half-written.
         RunError: the run failed; it can be resumed.
     """
+    data, own = measured_data(
+        data,
+        None if measurements is None else Path(measurements),
+        None if params is None else Path(params),
+    )
     request = Request(
         method=method,
         prior=prior,
@@ -96,7 +105,7 @@ def run(
         device=device,
         threads=threads,
         file={} if config is None else read_config(Path(config)),
-        settings=settings_of(settings or {}),
+        settings=[*own, *settings_of(settings or {})],
     )
     resolved = resolve_request(request)
     folder = Path(out) if out is not None else default_folder(resolved)
@@ -171,7 +180,7 @@ class Run:
         session = Session.build(config, registry, measurements_file)
         session.setup_seconds = time.monotonic() - since
         created = cls(RunFolder.create(path, config), registry)
-        session.measurements.save(created.folder.measurements_file)
+        session.measurements.save(created.folder.measurements_file, session.context.space)
         created._built = session
         return created
 

@@ -18,6 +18,7 @@ from .posterior import AmortizedPosterior
 from .prior import Prior
 from .random import derive_seed, seeded
 from .registry import Registry
+from .source import Source
 from .space import ImageSpace
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "build_dataset",
     "build_metrics",
     "build_operator",
-    "check_sizes",
+    "check_metrics",
     "factory_of",
 ]
 
@@ -50,12 +51,12 @@ def _require(cls: type[Part], name: str, config: Any, context: BuildContext) -> 
         raise UserError(f"{cls.kind} {name}: {reason}")
 
 
-def build_dataset(settings: Mapping[str, Any], registry: Registry) -> Dataset:
-    """The dataset that the settings (with ``name``) describe."""
+def build_dataset(settings: Mapping[str, Any], registry: Registry) -> Source:
+    """The data that the settings (with ``name``) describe."""
     own = dict(settings)
     cls: Any = registry.load("dataset", str(own.pop("name")))
-    dataset: Dataset = cls(cls.Config(**own))
-    return dataset
+    source: Source = cls(cls.Config(**own))
+    return source
 
 
 def build_metrics(config: RunConfig, registry: Registry) -> dict[str, Metric]:
@@ -82,12 +83,19 @@ def build_classifier(registry: Registry) -> Metric | None:
     return classifier
 
 
-def check_sizes(metrics: Mapping[str, Metric], config: RunConfig, dataset: Dataset) -> None:
-    """Refuses splits that a metric cannot judge, before any training.
+def check_metrics(metrics: Mapping[str, Metric], config: RunConfig, dataset: Source) -> None:
+    """Refuses what a metric cannot judge, before any training.
 
     Raises:
-        UserError: a split, or ``eval.max_images``, is too small.
+        UserError: there are no clean images, or a split, or ``eval.max_images``, is too small.
     """
+    if not isinstance(dataset, Dataset):
+        if metrics:
+            raise UserError(
+                f"eval.metrics: {', '.join(metrics)} compare with clean images, and data "
+                f"{config.data['name']} has none; leave them out with --set eval.metrics=[]"
+            )
+        return
     for split in ("reference", "second"):
         count = min(len(dataset.split(split)), config.eval.max_images)
         for name, metric in metrics.items():

@@ -27,6 +27,7 @@ __all__ = [
     "Request",
     "RunConfig",
     "TrainConfig",
+    "measured_data",
     "parse_setting",
     "read_config",
     "resolve",
@@ -38,6 +39,8 @@ __all__ = [
 PRESETS = ("quick", "standard", "large")
 SCOPES = ("method", "prior", "posterior", "op", "data", "train", "eval")
 DEFAULT_NOISE = "gaussian_noise"
+MEASURED = "measured"
+"""The data set that ``--measurements`` chooses."""
 
 
 class TrainConfig(PartConfig):
@@ -148,6 +151,26 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return path, yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text}: the value is not valid YAML") from error
+
+
+def measured_data(
+    data: str | None, measurements: Path | None, params: Path | None
+) -> tuple[str | None, list[tuple[str, Any]]]:
+    """The data set and the settings that ``--measurements`` and ``--params`` stand for.
+
+    Raises:
+        UserError: a data set was named as well, or parameters without measurements.
+    """
+    if measurements is None:
+        if params is not None and data != MEASURED:
+            raise UserError("--params belongs to measurements of your own: give --measurements too")
+        return data, [] if params is None else [("data.params", str(params))]
+    if data not in (None, MEASURED):
+        raise UserError(
+            f"--data {data} is measured in simulation, --measurements are your own: give one"
+        )
+    chosen = [("data.path", measurements), ("data.params", params)]
+    return MEASURED, [(key, str(path)) for key, path in chosen if path is not None]
 
 
 def settings_of(values: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -15,39 +15,35 @@ per cent), so that hyper-parameters are chosen without a look at the sealed imag
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from .errors import UserError
 from .exact import ExactPrior
-from .part import Part, PartConfig
-from .random import derive_seed
-from .space import ImageSpace
+from .part import PartConfig
+from .source import Source, SourceConfig, divide, kept, shuffled
 
 __all__ = ["Dataset", "DatasetConfig", "Split"]
 
 Split = Literal["train", "reference", "second"]
 
-_SHARES: dict[Split, float] = {"train": 0.5, "reference": 0.25, "second": 0.25}
-_DEVELOPMENT_SHARES: dict[Split, float] = {"train": 0.6, "reference": 0.2, "second": 0.2}
+_SHARES: dict[str, float] = {"train": 0.5, "reference": 0.25, "second": 0.25}
+_DEVELOPMENT_SHARES: dict[str, float] = {"train": 0.6, "reference": 0.2, "second": 0.2}
 
 
-class DatasetConfig(PartConfig):
+class DatasetConfig(SourceConfig):
     """Settings of every dataset."""
 
     fold: Literal["sealed", "development"] = Field(
         "sealed", description="development re-divides the sealed fold's training sources"
     )
-    n: int | None = Field(None, ge=1, description="use at most this many images of each split")
 
 
-class Dataset(Part, ABC):
+class Dataset(Source):
     """Clean images with a value range.
 
     Args:
@@ -57,26 +53,8 @@ class Dataset(Part, ABC):
         UserError: the data is missing, unreadable or too small to be split.
     """
 
-    kind: ClassVar[str] = "dataset"
     Config: ClassVar[type[PartConfig]] = DatasetConfig
-
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    """What a run on this data uses where the user says nothing.
-
-    Keys are names of parts (``method``, ``prior``, ``posterior``, ``op``), and settings as
-    ``--set`` writes them (``prior.network``, ``op.gaussian_noise.sigma``, ``train.steps``). They
-    replace the built-in defaults; a preset, a configuration file and the command line replace
-    them. A setting is for the part that it is written for: where the user chooses another one, it
-    is left out.
-    """
-
-    def __init__(self, config: DatasetConfig) -> None:
-        self.config = config
-
-    @property
-    @abstractmethod
-    def space(self) -> ImageSpace:
-        """Shape and value range of one image, known without reading every image."""
+    config: DatasetConfig
 
     @property
     def exact(self) -> ExactPrior | None:
@@ -116,15 +94,12 @@ class Dataset(Part, ABC):
     def _kept(self, name: Split) -> Tensor:
         sources = self._loaded[1]
         chosen = self._members(sources.unique())[name]
-        keep = torch.isin(sources, chosen).nonzero().flatten()
-        generator = torch.Generator().manual_seed(derive_seed(0, f"dataset.order.{name}"))
-        return keep[torch.randperm(len(keep), generator=generator)][: self.config.n]
+        return kept(sources, chosen, name, self.config.n)
 
-    def _members(self, sources: Tensor) -> dict[Split, Tensor]:
-        generator = torch.Generator().manual_seed(derive_seed(0, "dataset.split"))
-        members = _divide(sources[torch.randperm(len(sources), generator=generator)], _SHARES)
+    def _members(self, sources: Tensor) -> dict[str, Tensor]:
+        members = divide(shuffled(sources), _SHARES)
         if self.config.fold == "development":
-            members = _divide(members["train"], _DEVELOPMENT_SHARES)
+            members = divide(members["train"], _DEVELOPMENT_SHARES)
         smallest = min(len(part) for part in members.values())
         if smallest < 1:
             raise UserError(
@@ -132,17 +107,3 @@ class Dataset(Part, ABC):
                 f"second split of the {self.config.fold} fold; give more images"
             )
         return members
-
-
-def _divide(sources: Tensor, shares: dict[Split, float]) -> dict[Split, Tensor]:
-    members: dict[Split, Tensor] = {}
-    start, total = 0, 0.0
-    for name, share in shares.items():
-        total += share
-        # At least one source for each split, where there are enough.
-        still_to_come = len(shares) - len(members) - 1
-        stop = max(round(total * len(sources)), start + 1)
-        stop = max(min(stop, len(sources) - still_to_come), start)
-        members[name] = sources[start:stop]
-        start = stop
-    return members

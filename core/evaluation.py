@@ -1,7 +1,8 @@
 """What a finished run is worth: summary.json.
 
 Every learned row stands beside rows that nothing was learned for. Clean images come from splits
-that no measurement was trained on; posterior rows restore measurements that were never seen.
+that no measurement was trained on; posterior rows restore measurements that were never seen. Where
+there are no clean images, what is left are the figures in measurement space.
 """
 
 from __future__ import annotations
@@ -52,6 +53,14 @@ class Evaluation:
     images: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Clean:
+    """Clean images: those behind the held-out measurements, and others to compare with."""
+
+    truth: Tensor
+    reference: Tensor
+
+
 @dataclass
 class _Work:
     """What the parts of an evaluation share."""
@@ -59,8 +68,7 @@ class _Work:
     session: Session
     progress: Progress
     heldout: Observation
-    truth: Tensor
-    reference: Tensor
+    clean: _Clean | None
     wiener: AffineMap
     counter: CallCounter
 
@@ -70,7 +78,7 @@ class _Work:
 
 
 def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Evaluation:
-    """Evaluates a trained session on held-out measurements and clean reference images.
+    """Evaluates a trained session on held-out measurements, and clean images where there are any.
 
     Args:
         session: the run, trained.
@@ -80,22 +88,21 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
     started = time.monotonic()
     ctx, settings = session.context, session.config.eval
     limit = settings.max_images
-    reference = session.dataset.split("reference")[:limit]
-    truth = session.dataset.split("second")[:limit]
-    heldout = session.measurements.heldout[: len(truth)]
-    heldout = heldout.to(ctx.device)
+    heldout = session.measurements.heldout[:limit].to(ctx.device)
+    clean = None
+    if session.clean is not None:
+        truth, reference = (session.clean.split(name)[:limit] for name in ("second", "reference"))
+        clean = _Clean(truth, reference)
     wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
     wiener.update(ctx.observations.params)
     with torch.no_grad():
         affine = wiener(heldout)
-    work = _Work(session, progress, heldout, truth, reference, affine, counter)
+    work = _Work(session, progress, heldout, clean, affine, counter)
 
     shown = shown_of(ctx.space)
-    images: dict[str, Tensor] = {
-        "reference": reference[:shown],
-        "truth": truth[:shown],
-        "measurement": _as_images(work, work.heldout)[:shown],
-    }
+    images: dict[str, Tensor] = {"measurement": _as_images(work, work.heldout)[:shown]}
+    if clean is not None:
+        images |= {"reference": clean.reference[:shown], "truth": clean.truth[:shown]}
     sets: dict[str, tuple[str, Tensor]] = {}
     cost: dict[str, Any] = {}
     with session.method.serving():
@@ -119,21 +126,23 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
         "measurements": ("measurements", _as_images(work, work.heldout)),
         "gaussian_fit_prior": (
             "untrained: samples of the fitted Gaussian",
-            ctx.moments.sample(len(truth), work.stream("gaussian_fit.prior")).cpu(),
+            ctx.moments.sample(len(heldout), work.stream("gaussian_fit.prior")).cpu(),
         ),
         "gaussian_fit": ("untrained: its Wiener posterior's samples", untrained[0]),
-        "second_split": ("second clean split", truth),
     }
-    definitions, rows, differences = _compare(work, sets)
     images |= {
         name: x[:shown]
         for name, (_, x) in sets.items()
         if name not in ("measurements", "second_split")
     }
+    if clean is not None:
+        sets["second_split"] = ("second clean split", clean.truth)
+    definitions, rows, differences = _compare(work, sets)
     summary: dict[str, Any] = {
         "metrics": definitions,
         "rows": rows,
         "differences": differences,
+        "restored": None,
         "restoration": None,
         "measurement_space": {},
         "calibration": None,
@@ -144,8 +153,10 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
         images |= agreement.images
     if restored is not None:
         samples = restored[1]
-        summary["restoration"] = _restoration(work, samples, untrained)
-        summary["calibration"] = _calibration(samples, untrained, truth, ctx.space)
+        summary["restored"] = {"n": len(samples), "measurements": len(heldout)}
+        if clean is not None:
+            summary["restoration"] = _restoration(work, clean.truth, samples, untrained)
+            summary["calibration"] = _calibration(samples, untrained, clean.truth, ctx.space)
         summary["measurement_space"]["chi2"] = _chi_square(work, samples, untrained)
         images |= {
             "mean": samples.mean(0)[:shown],
@@ -174,7 +185,9 @@ def _restored(work: _Work, observation: Observation, n: int) -> Tensor:
 
 
 def _against_exact(work: _Work, sets: Mapping[str, Tensor]) -> Agreement | None:
-    exact = work.session.dataset.exact
+    if work.session.clean is None or work.clean is None:
+        return None
+    exact = work.session.clean.exact
     if exact is None:
         return None
     work.progress.message("comparing with the exact answer")
@@ -182,13 +195,13 @@ def _against_exact(work: _Work, sets: Mapping[str, Tensor]) -> Agreement | None:
     restores = "restore" in work.session.method.artifacts
     drawn = {"prior": sets["prior"]} if "prior" in sets else {}
     drawn["gaussian_fit_prior"] = context.moments.sample(
-        len(work.truth), work.stream("gaussian_fit.prior")
+        len(work.clean.truth), work.stream("gaussian_fit.prior")
     ).cpu()
     return compare_with_exact(
         exact,
         context.space,
         work.heldout,
-        {**drawn, "truth": work.truth},
+        {**drawn, "truth": work.clean.truth},
         (lambda observation, n: _restored(work, observation, n)) if restores else None,
         Wiener(context.moments, context.operator),
         work.stream("exact"),
@@ -202,11 +215,11 @@ def _as_images(work: _Work, observation: Observation) -> Tensor:
     operator = work.session.context.operator
     if operator.gives_images:
         return observation.y.cpu()
-    return operator.features(observation)[:, : work.truth.shape[1]].cpu()
+    return operator.features(observation)[:, : operator.space.channels].cpu()
 
 
 def _prior_samples(work: _Work, cost: dict[str, Any]) -> Tensor:
-    count = len(work.truth)
+    count = len(work.heldout)
     before, since = dict(work.counter.counts), time.monotonic()
     drawn = work.session.method.sample(
         count,
@@ -247,6 +260,8 @@ def _restore(work: _Work, cost: dict[str, Any]) -> tuple[Tensor, Tensor]:
 def _compare(
     work: _Work, sets: Mapping[str, tuple[str, Tensor]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    if work.clean is None:
+        return {}, [], []
     definitions: dict[str, Any] = {}
     found: dict[str, dict[str, MetricValue]] = {}
     metrics = work.session.metrics
@@ -263,7 +278,7 @@ def _compare(
         found[row] = {}
         for name, metric in metrics.items():
             # The same stream for every row, so that rows are paired replicate by replicate.
-            value = metric(samples, work.reference, work.stream(f"metric.{name}"))
+            value = metric(samples, work.clean.reference, work.stream(f"metric.{name}"))
             found[row][name] = value
             done += 1
             work.progress.advance(done, {})
@@ -301,7 +316,9 @@ def exact_wiener(context: RunContext) -> bool:
     return operator.linear and operator.gaussian and context.moments.dense
 
 
-def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
+def _restoration(
+    work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor
+) -> dict[str, Any]:
     space, settings = work.session.context.space, work.session.config.eval
     wiener_mean = work.wiener.mean.cpu()
     exact = exact_wiener(work.session.context)
@@ -317,8 +334,8 @@ def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, A
     }
     rows = []
     for name, (title, x) in estimates.items():
-        row = {"name": name, "title": title, "psnr": _quality(work, x).to_json()}
-        similarity = ssim(x, work.truth, space)
+        row = {"name": name, "title": title, "psnr": _quality(work, truth, x).to_json()}
+        similarity = ssim(x, truth, space)
         if similarity is not None:
             row["ssim"] = mean_interval(
                 similarity, work.stream("bootstrap"), settings.bootstrap
@@ -326,36 +343,36 @@ def _restoration(work: _Work, samples: Tensor, untrained: Tensor) -> dict[str, A
         rows.append(row)
     best = estimates["posterior_mean"][1]
     gain = {
-        other: _gain(work, best, estimates[other][1]).to_json()
+        other: _gain(work, truth, best, estimates[other][1]).to_json()
         for other in ("wiener_mean", "wiener_sample_mean", "measurement")
     }
     return {
         "n": len(samples),
-        "images": len(work.truth),
+        "images": len(truth),
         "peak": space.peak if space.value_range is not None else None,
         "rows": rows,
         "psnr_gain_of_posterior_mean_over": gain,
     }
 
 
-def _quality(work: _Work, estimate: Tensor) -> MetricValue:
+def _quality(work: _Work, truth: Tensor, estimate: Tensor) -> MetricValue:
     """PSNR, a mean over images; without a value range the signal-to-error ratio of the set."""
     space, replicates = work.session.context.space, work.session.config.eval.bootstrap
     if space.value_range is not None:
-        values = psnr(estimate, work.truth, space)
+        values = psnr(estimate, truth, space)
         return mean_interval(values, work.stream("bootstrap"), replicates)
-    signal = _squares(work.truth - work.truth.mean(0))
-    error = _squares(estimate - work.truth)
+    signal = _squares(truth - truth.mean(0))
+    error = _squares(estimate - truth)
     return decibels(signal, error, work.stream("bootstrap"), replicates)
 
 
-def _gain(work: _Work, estimate: Tensor, other: Tensor) -> MetricValue:
+def _gain(work: _Work, truth: Tensor, estimate: Tensor, other: Tensor) -> MetricValue:
     """How much better the first is in dB, paired image by image."""
     space, replicates = work.session.context.space, work.session.config.eval.bootstrap
     if space.value_range is not None:
-        values = psnr(estimate, work.truth, space) - psnr(other, work.truth, space)
+        values = psnr(estimate, truth, space) - psnr(other, truth, space)
         return mean_interval(values, work.stream("bootstrap"), replicates)
-    pair = _squares(other - work.truth), _squares(estimate - work.truth)
+    pair = _squares(other - truth), _squares(estimate - truth)
     return decibels(*pair, work.stream("bootstrap"), replicates)
 
 

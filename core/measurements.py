@@ -1,4 +1,4 @@
-"""Frozen measurements: one y and one ω per image, drawn once, stored with a content hash.
+"""Frozen measurements: one y and one ω per image, made once, stored with a content hash.
 
 Training reads this file and nothing else of the data. The clean images stay with the dataset.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -21,10 +23,12 @@ from .files import write_bytes
 from .observation import Observation
 from .operator import ForwardOperator
 from .random import Streams
+from .space import ImageSpace
 
-__all__ = ["Measurements", "content_hash"]
+__all__ = ["Measurements", "content_hash", "stored_space"]
 
 SCHEMA = 1
+_SOURCES = "train/sources"
 
 
 @dataclass(frozen=True)
@@ -34,37 +38,55 @@ class Measurements:
     Attributes:
         train: what is learned from.
         heldout: measurements of other images, for evaluation.
+        sources: of each measurement in `train` (a picture, a person), int64 with shape (N,).
         digest: SHA-256 of every tensor's name, type, shape and bytes.
     """
 
     train: Observation
     heldout: Observation
+    sources: Tensor
     digest: str
 
     @classmethod
+    def of(cls, train: Observation, heldout: Observation, sources: Tensor) -> Measurements:
+        """Those, with their hash.
+
+        Raises:
+            UserError: a measurement is not finite.
+        """
+        for name, observation in (("train", train), ("held-out", heldout)):
+            if not torch.isfinite(observation.y).all():
+                raise UserError(f"the operator gives non-finite {name} measurements")
+        return cls(train, heldout, sources, content_hash(_tensors(train, heldout, sources)))
+
+    @classmethod
     def simulate(
-        cls, train: Tensor, heldout: Tensor, operator: ForwardOperator, streams: Streams
+        cls,
+        train: Tensor,
+        heldout: Tensor,
+        sources: Tensor,
+        operator: ForwardOperator,
+        streams: Streams,
     ) -> Measurements:
         """Draws ω and noise once for each image.
 
         Args:
             train: clean images, with shape (N, C, *spatial).
             heldout: clean images of another split, with shape (M, C, *spatial).
+            sources: of the train images, with shape (N,).
             operator: the forward operator.
             streams: gives the stream of each set.
         """
         with torch.no_grad():
             seen = operator.observe(train, streams.fresh("measurements.train"))
             unseen = operator.observe(heldout, streams.fresh("measurements.heldout"))
-        for name, observation in (("train", seen), ("held-out", unseen)):
-            if not torch.isfinite(observation.y).all():
-                raise UserError(f"the operator gives non-finite {name} measurements")
-        return cls(seen, unseen, content_hash(_tensors(seen, unseen)))
+        return cls.of(seen, unseen, sources)
 
-    def save(self, path: Path) -> None:
-        """Writes the safetensors file, atomically."""
-        header = {"flowdiff": json.dumps({"schema": SCHEMA, "digest": self.digest})}
-        write_bytes(path, save(_tensors(self.train, self.heldout), header))
+    def save(self, path: Path, space: ImageSpace) -> None:
+        """Writes the safetensors file, atomically, with the space of the images behind them."""
+        content = {"schema": SCHEMA, "digest": self.digest, "space": asdict(space)}
+        header = {"flowdiff": json.dumps(content)}
+        write_bytes(path, save(_tensors(self.train, self.heldout, self.sources), header))
 
     @classmethod
     def load(cls, path: Path, operator: ForwardOperator) -> Measurements:
@@ -73,24 +95,46 @@ class Measurements:
         Raises:
             UserError: not readable, another schema, or changed since it was written.
         """
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("flowdiff", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, safetensors.SafetensorError, ValueError) as error:
-            raise UserError(f"cannot read the measurements {path}: {error}") from error
-        if header.get("schema") != SCHEMA:
-            raise UserError(
-                f"{path} has schema {header.get('schema')}, this flowdiff reads {SCHEMA}"
-            )
+        with _opened(path) as (header, file):
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         digest = content_hash(tensors)
         if digest != header.get("digest"):
             raise UserError(f"{path} has changed since it was written (its hash does not match)")
-        return cls(
-            _observation(tensors, "train", operator),
-            _observation(tensors, "heldout", operator),
-            digest,
-        )
+        train = _observation(tensors, "train", operator)
+        # A file of an older version has none.
+        sources = tensors.get(_SOURCES, torch.arange(len(train)))
+        return cls(train, _observation(tensors, "heldout", operator), sources, digest)
+
+
+def stored_space(path: Path) -> ImageSpace | None:
+    """The space of the images behind the measurements of a file; None in one of an older version.
+
+    Raises:
+        UserError: not readable, or another schema.
+    """
+    with _opened(path) as (header, _):
+        space = header.get("space")
+    if space is None:
+        return None
+    limits = space["value_range"]
+    return ImageSpace(
+        tuple(space["shape"]), tuple(limits) if limits else None, bool(space["bounded"])
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Header and open file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("flowdiff", "{}"))
+            if header.get("schema") != SCHEMA:
+                raise UserError(
+                    f"{path} has schema {header.get('schema')}, this flowdiff reads {SCHEMA}"
+                )
+            yield header, file
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"cannot read the measurements {path}: {error}") from error
 
 
 def content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -106,8 +150,8 @@ def _bytes(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _tensors(train: Observation, heldout: Observation) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
+def _tensors(train: Observation, heldout: Observation, sources: Tensor) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {_SOURCES: sources.cpu().contiguous()}
     for split, observation in (("train", train), ("heldout", heldout)):
         tensors[f"{split}/y"] = observation.y.cpu().contiguous()
         for key, value in observation.params.items():

@@ -35,7 +35,7 @@ _BY_MODULE = frozenset({"network"})
 
 # Strings, so that a look-up imports no torch.
 _CONTRACTS: dict[str, str] = {
-    "dataset": "flowdiff.core.dataset:Dataset",
+    "dataset": "flowdiff.core.source:Source",
     "method": "flowdiff.core.method:Method",
     "metric": "flowdiff.core.metric:Metric",
     "network": "flowdiff.core.network:Network",

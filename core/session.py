@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assembly import Assembly, build_classifier, build_dataset, build_metrics, check_sizes
+from .assembly import Assembly, build_classifier, build_dataset, build_metrics, check_metrics
 from .checkpoint import Checkpoint
 from .config import RunConfig
 from .dataset import Dataset
 from .errors import UserError
 from .gaussian import Gaussian
-from .measurements import Measurements
+from .measured import MeasuredDataset
+from .measurements import Measurements, stored_space
 from .method import Method, MethodState, RunContext
 from .metric import Metric
 from .moments import fit_gaussian
 from .random import Streams
 from .registry import Registry
+from .source import Source
 from .watch import Best, Watch, keep_aside
 
 __all__ = ["Session"]
@@ -33,7 +35,7 @@ class Session:
 
     Attributes:
         config: the resolved configuration.
-        dataset: the clean images, for simulation and evaluation only.
+        dataset: where the data comes from.
         assembly: the parts.
         measurements: the frozen measurements.
         context: what the method works with; its `step` counts the steps done.
@@ -47,7 +49,7 @@ class Session:
     """
 
     config: RunConfig
-    dataset: Dataset
+    dataset: Source
     assembly: Assembly
     measurements: Measurements
     context: RunContext
@@ -63,6 +65,11 @@ class Session:
     def method(self) -> Method:
         """The method."""
         return self.assembly.method
+
+    @property
+    def clean(self) -> Dataset | None:
+        """The clean images, for simulation and evaluation only; None where there are none."""
+        return self.dataset if isinstance(self.dataset, Dataset) else None
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -101,35 +108,39 @@ class Session:
         """
         device = pick_device(config.device)
         dataset = build_dataset(config.data, registry)
-        assembly = Assembly.build(config, dataset.space, registry)
+        space = None
+        if measurements_file is not None and measurements_file.exists():
+            # A run goes on, and serves, where the measurements that it was given are gone.
+            space = stored_space(measurements_file)
+        space = space or dataset.space
+        assembly = Assembly.build(config, space, registry)
         metrics = build_metrics(config, registry)
         streams = Streams(config.seed, device)
         if checkpoint is not None and measurements_file and not measurements_file.exists():
             raise UserError(f"{measurements_file} is missing; without it the run cannot go on")
         if checkpoint is None:
-            check_sizes(metrics, config, dataset)
+            check_metrics(metrics, config, dataset)
         measurements = _measurements(config, dataset, assembly, measurements_file)
         for part in (assembly.operator, assembly.prior, assembly.posterior):
             if part is not None:
                 part.to(device).eval()
         train = measurements.train.to(device)
-        clean = dataset.split("train").to(device) if assembly.method.needs_clean else None
+        clean = _clean(config, dataset).to(device) if assembly.method.needs_clean else None
         watch = None
         if config.train.watch_share > 0:
             chosen = Streams(config.seed).fresh("watch")
-            sources = dataset.sources("train")
-            aside = keep_aside(sources, config.train.watch_share, chosen).to(device)
+            aside = keep_aside(measurements.sources, config.train.watch_share, chosen).to(device)
             watch = Watch.of(
                 train[aside], assembly.method, build_classifier(registry), config.train.patience
             )
             train, clean = train[~aside], None if clean is None else clean[~aside]
         if checkpoint is None:
-            moments = fit_gaussian(train, dataset.space, streams.fresh("moments"))
+            moments = fit_gaussian(train, space, streams.fresh("moments"))
         else:
-            moments = Gaussian(dataset.space)
+            moments = Gaussian(space)
             _load(moments, checkpoint.part("moments/"), "moments")
         context = RunContext(
-            space=dataset.space,
+            space=space,
             operator=assembly.operator,
             observations=train,
             moments=moments.to(device),
@@ -186,16 +197,34 @@ class Session:
 
 
 def _measurements(
-    config: RunConfig, dataset: Dataset, assembly: Assembly, file: Path | None
+    config: RunConfig, dataset: Source, assembly: Assembly, file: Path | None
 ) -> Measurements:
     if file is not None and file.exists():
         return Measurements.load(file, assembly.operator)
-    drawn = Measurements.simulate(
-        dataset.split("train"), dataset.split("second"), assembly.operator, Streams(config.seed)
-    )
+    if isinstance(dataset, MeasuredDataset):
+        drawn = dataset.measurements(assembly.operator)
+    else:
+        assert isinstance(dataset, Dataset)
+        drawn = Measurements.simulate(
+            dataset.split("train"),
+            dataset.split("second"),
+            dataset.sources("train"),
+            assembly.operator,
+            Streams(config.seed),
+        )
     if file is not None:
-        drawn.save(file)
+        drawn.save(file, assembly.space)
     return drawn
+
+
+def _clean(config: RunConfig, dataset: Source) -> Tensor:
+    """The clean images behind the training measurements, for a method that needs them."""
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            f"method {config.method['name']} learns from clean images, and data "
+            f"{config.data['name']} has measurements only"
+        )
+    return dataset.split("train")
 
 
 def pick_device(name: str) -> torch.device:

@@ -53,6 +53,7 @@ def summarise(
         "posterior": config.posterior["name"] if config.posterior else None,
         "operator": config.operator,
         "data": config.data["name"],
+        "simulated": session.clean is not None,
         "fold": config.data.get("fold"),
         "seed": config.seed,
         "shape": list(context.space.shape),

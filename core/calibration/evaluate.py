@@ -3,7 +3,8 @@
 Two sources of pairs (x, y) are kept apart. *Held-out*: clean images that nothing was trained on,
 with their measurements; a posterior fails if it, the learned prior behind it or the operator is
 wrong. *Own prior*: x drawn from the model's own prior, y measured anew; only the posterior's
-amortization is at stake, and a wrong prior goes unnoticed. The untrained Gaussian and its Wiener
+amortization is at stake, and a wrong prior goes unnoticed. Where there are no clean images, the
+second source is left, and what held-out measurements alone tell. The untrained Gaussian and its Wiener
 posterior stand beside the learned ones everywhere.
 """
 
@@ -73,7 +74,7 @@ class _Work:
 
     session: Session
     n: int
-    truth: Tensor
+    truth: Tensor | None
     heldout: Observation
     streams: Streams
     probes: Probes
@@ -114,8 +115,8 @@ def calibrate(
     check_sizes(n, images)
     context = session.context
     limit = session.config.eval.max_images if images is None else images
-    truth = session.dataset.split("second")[:limit]
-    heldout = session.measurements.heldout[: len(truth)].to(context.device)
+    truth = None if session.clean is None else session.clean.split("second")[:limit]
+    heldout = session.measurements.heldout[:limit].to(context.device)
     streams = Streams(seed, context.device)
     directions = Streams(seed).fresh("calibration.directions")
     probes = Probes.draw(context.space.dimension, DIRECTIONS, directions, _scale(session))
@@ -131,31 +132,32 @@ def calibrate(
             "evidence": _evidence(work, wiener),
             "proximal": _proximal(work, models, classifier),
         }
+    sources: dict[str, Any] = {}
+    if truth is not None:
+        sources["heldout"] = {
+            "title": f"Held-out clean {context.space.noun} and their measurements",
+            "what": "posterior, prior and operator are all at stake",
+            "models": held,
+            "comparison": _comparison(work, held),
+        }
+    sources["prior"] = {
+        "title": "The model’s own prior, measured anew",
+        "what": "only the amortization of the posterior is at stake: a posterior of a wrong prior "
+        "passes",
+        "models": own,
+        "comparison": None,
+    }
     return {
         "schema": 1,
         "n": n,
-        "images": len(truth),
+        "images": len(heldout),
         "things": context.space.noun,
         "entries": _entries(context.space),
         "seed": seed,
         "step": context.step,
         "level": LEVEL,
         "models": {model.name: model.title for model in models},
-        "sources": {
-            "heldout": {
-                "title": f"Held-out clean {context.space.noun} and their measurements",
-                "what": "posterior, prior and operator are all at stake",
-                "models": held,
-                "comparison": _comparison(work, held),
-            },
-            "prior": {
-                "title": "The model’s own prior, measured anew",
-                "what": "only the amortization of the posterior is at stake: a posterior of a "
-                "wrong prior passes",
-                "models": own,
-                "comparison": None,
-            },
-        },
+        "sources": sources,
         "measurement_space": space,
     }
 
@@ -225,7 +227,7 @@ def _own_prior(work: _Work, model: _Model) -> dict[str, Any]:
     if model.draw is None:
         return {"skipped": f"method {name} learns no prior to draw from"}
     work.progress.message(f"drawing from the {model.title} prior")
-    drawn = model.draw(len(work.truth), work.stream(f"prior.{model.name}"))
+    drawn = model.draw(len(work.heldout), work.stream(f"prior.{model.name}"))
     observation = work.session.context.operator.observe(
         drawn, work.stream(f"remeasured.{model.name}")
     )
@@ -233,9 +235,12 @@ def _own_prior(work: _Work, model: _Model) -> dict[str, Any]:
 
 
 def _check(
-    work: _Work, model: _Model, truth: Tensor, observation: Observation, source: str
+    work: _Work, model: _Model, truth: Tensor | None, observation: Observation, source: str
 ) -> dict[str, Any]:
-    """Every check of one posterior against one source; those of measurement space, too."""
+    """Every check of one posterior against one source; those of measurement space, too.
+
+    Without the truth only the latter.
+    """
     assert model.restore is not None
     key = f"{source}.{model.name}"
     draws, ties = work.stream(f"posterior.{key}"), work.quick(f"ties.{key}")
@@ -246,38 +251,43 @@ def _check(
     values: dict[str, list[Tensor]] = {name: [] for name in DISCREPANCIES}
     size = max(1, ELEMENTS // (work.n * context.space.dimension))
     where = "held-out measurements" if source == "heldout" else "its own prior’s measurements"
-    work.progress.begin(f"{model.title} posterior, {where}", len(truth))
-    for start in range(0, len(truth), size):
+    total = len(observation)
+    work.progress.begin(f"{model.title} posterior, {where}", total)
+    for start in range(0, total, size):
         part = observation[start : start + size]
         samples = model.restore(part, work.n, draws)
         if not torch.isfinite(samples).all():
             raise RunError(f"the {model.title} posterior gives values that are not finite")
-        count = len(part)
-        references = context.moments.sample(REFERENCES * count, points)
-        chunks.append(
-            ImageFigures.of(
-                samples.cpu(),
-                truth[start : start + size].cpu(),
-                part,
-                references.cpu().reshape(REFERENCES, count, *context.space.shape),
-                work.probes,
-                ties,
+        if truth is not None:
+            count = len(part)
+            references = context.moments.sample(REFERENCES * count, points)
+            chunks.append(
+                ImageFigures.of(
+                    samples.cpu(),
+                    truth[start : start + size].cpu(),
+                    part,
+                    references.cpu().reshape(REFERENCES, count, *context.space.shape),
+                    work.probes,
+                    ties,
+                )
             )
-        )
         if source == "heldout":
             found = predictive_ranks(samples[:PREDICTIVE_SAMPLES], part, REPLICATES, noise)
             for collected, new in zip((ranks, values), found, strict=True):
                 for name, table in new.items():
                     collected[name].append(table)
-        work.progress.advance(min(start + size, len(truth)), {})
+        work.progress.advance(min(start + size, total), {})
     work.progress.end()
-    variance = float(truth.double().var(0).mean()) if len(truth) > 1 else 0.0
     statistics = work.quick(f"bands.{key}")
-    figures = ImageFigures.join(chunks)
-    judged = judge(figures, variance, statistics, entries=_entries(context.space))
+    judged: dict[str, Any] = {}
+    if truth is not None:
+        variance = float(truth.double().var(0).mean()) if len(truth) > 1 else 0.0
+        figures = ImageFigures.join(chunks)
+        judged = judge(figures, variance, statistics, entries=_entries(context.space))
+        if source == "heldout":
+            judged["_scores"] = {"crps": figures.crps, "energy_score": figures.energy}
     judged["title"] = model.title
     if source == "heldout":
-        judged["_scores"] = {"crps": figures.crps, "energy_score": figures.energy}
         judged["predictive"] = {
             name: _predictive(name, torch.cat(ranks[name]), torch.cat(values[name]), statistics)
             for name in DISCREPANCIES
@@ -411,7 +421,7 @@ def _proximal(work: _Work, models: list[_Model], classifier: Metric | None) -> d
     """Measurements of prior samples against held-out ones."""
     if classifier is None:
         return {"skipped": "the metric c2st is not installed"}
-    if len(work.truth) < max(LEAST, classifier.at_least):
+    if len(work.heldout) < max(LEAST, classifier.at_least):
         return {"skipped": f"fewer than {max(LEAST, classifier.at_least)} held-out measurements"}
     found: dict[str, Any] = {}
     for model in models:
@@ -421,7 +431,7 @@ def _proximal(work: _Work, models: list[_Model], classifier: Metric | None) -> d
             }
             continue
         work.progress.message(f"measuring samples of the {model.title} prior anew")
-        drawn = model.draw(len(work.truth), work.stream(f"proximal.{model.name}"))
+        drawn = model.draw(len(work.heldout), work.stream(f"proximal.{model.name}"))
         simulated = recorrupt(
             drawn, work.session.context.operator, work.stream(f"proximal.noise.{model.name}")
         )

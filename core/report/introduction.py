@@ -22,11 +22,12 @@ FOLDS = {
 def title(summary: Mapping[str, Any], control: bool) -> str:
     """The page's title."""
     through = " + ".join(part["name"] for part in summary["operator"])
+    data = summary["data"] if summary.get("simulated", True) else "measured data"
     if control or not summary["cost"]["training_steps"] or summary["clean_images_used"]:
-        return f"The control {summary['method']}: {summary['data']} through {through}"
+        return f"The control {summary['method']}: {data} through {through}"
     what = ["prior"] * ("prior" in summary["cost"]["parameters"])
-    what += ["posterior"] * bool(summary.get("restoration"))
-    return f"A clean {words(what) or 'model'} of {summary['data']}, learned through {through}"
+    what += ["posterior"] * bool(summary.get("restored") or summary.get("restoration"))
+    return f"A clean {words(what) or 'model'} of {data}, learned through {through}"
 
 
 def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
@@ -42,10 +43,12 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
     things = ImageSpace(tuple(summary["shape"])).noun
     parts = [f"a {part} ({summary[part]})" for part in cost["parameters"] if summary.get(part)]
     count = f"{measured['train']:,}"
+    # Measurements that were made elsewhere are of no named data set.
+    named = f" of {summary['data']}" if summary.get("simulated", True) else ""
     source = (
         f"the {used:,} clean {things} behind the measurements"
         if used
-        else (f"{count} corrupted measurements of {summary['data']} ({shape})")
+        else f"{count} corrupted measurements{named} ({shape})"
     )
     if cost["training_steps"]:
         learned = f"The method {summary['method']} learned {words(parts)} from {source}"

@@ -66,6 +66,8 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "introduction": introduction(summary, environment),
         "method": f"Method {summary['method']}: {method_summary}" if method_summary else "",
         "summary": summary,
+        # A summary.json of an older version counts with the restoration only.
+        "restored": summary.get("restored") or summary.get("restoration"),
         "verdict": verdict(summary),
         "gallery": gallery(figures, _control_figures(run, summary), space),
         "exact": against_exact(summary),

@@ -24,14 +24,14 @@ DPI = 110
 
 
 def plot(figures: Mapping[str, Tensor], space: ImageSpace) -> bytes | None:
-    """The picture of a run on vectors or signals as PNG; None for other shapes.
+    """The picture of a run on vectors or signals as PNG; None for others, and without a truth.
 
     Args:
         figures: of figures.safetensors. Besides the sets: ``posterior_draws`` and ``exact_draws``
             (n, 3, D) for the first held-out measurements, ``density`` and ``density_range``.
         space: shape and units.
     """
-    if len(space.spatial) > 1 or space.dimension < 2:
+    if len(space.spatial) > 1 or space.dimension < 2 or "truth" not in figures:
         return None
     if space.spatial or space.dimension > 16:
         return _lines(figures, space)

@@ -43,6 +43,8 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     """The verdict that the figures of summary.json allow."""
     if not summary["cost"]["training_steps"]:
         return _untrained(summary)
+    if not summary["rows"]:
+        return _measured(summary)
     pairs = comparisons(summary)
     gain = _gain(summary)
     sentences = [
@@ -81,6 +83,22 @@ def _untrained(summary: Mapping[str, Any]) -> Verdict:
     bar = "Whatever is called learned has to beat these figures beyond their intervals."
     sentences = [what, bar, _measurement_space(summary)]
     return Verdict("Nothing was trained here", tuple(s for s in sentences if s), _caution(summary))
+
+
+def _measured(summary: Mapping[str, Any]) -> Verdict:
+    things, held = _things(summary), summary["measurements"]["heldout"]
+    what = (
+        f"No clean {things} are known, so nothing can be said of the distance to them, and of "
+        f"restored {things} only how they agree with what was measured."
+    )
+    advice = (
+        f"What the {held:,} held-out measurements can tell of the prior and of the posterior’s "
+        "calibration is tested by flowdiff eval."
+    )
+    sentences = [what, _measurement_space(summary), advice]
+    return Verdict(
+        "Judged by held-out measurements alone", tuple(s for s in sentences if s)
+    )
 
 
 def _caution(summary: Mapping[str, Any]) -> str:

@@ -45,7 +45,9 @@ def main() -> None:
         dataset = build_dataset(config.data, get_registry())
         operator = Assembly.build(config, dataset.space, get_registry()).operator
         truth = dataset.split("second")
-        made = Measurements.simulate(dataset.split("train"), truth, operator, Streams(0))
+        made = Measurements.simulate(
+            dataset.split("train"), truth, dataset.sources("train"), operator, Streams(0)
+        )
         since = time.monotonic()
         noise = options.sigma**2
         start = fit_spectral(made.train, dataset.space, torch.Generator().manual_seed(0), noise)

@@ -165,7 +165,7 @@ def test_nobody_learns_from_what_is_aside(tmp_path: Path) -> None:
         get_registry(),
     )
     session = Session.build(config, get_registry())
-    sources = session.dataset.sources("train")
+    sources = session.measurements.sources
     aside = keep_aside(sources, 0.25, Streams(config.seed).fresh("watch"))
     assert session.watch is not None
     torch.testing.assert_close(session.watch.aside.y, session.measurements.train.y[aside])
@@ -173,8 +173,8 @@ def test_nobody_learns_from_what_is_aside(tmp_path: Path) -> None:
     spoiled = replace(session.measurements.train, y=session.measurements.train.y.clone())
     spoiled.y[aside] = 100.0
     heldout = session.measurements.heldout
-    digest = content_hash(_tensors(spoiled, heldout))
-    Measurements(spoiled, heldout, digest).save(tmp_path / "spoiled.safetensors")
+    changed = Measurements.of(spoiled, heldout, sources)
+    changed.save(tmp_path / "spoiled.safetensors", session.context.space)
     other = Session.build(config, get_registry(), tmp_path / "spoiled.safetensors")
     assert other.watch is not None
     assert float(other.watch.aside.y.min()) == 100

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowdiff.core import BuildContext, ComposedOperator, ImageSpace, UserError, get_registry
 from flowdiff.core.config import Request, resolve
-from flowdiff.core.measurements import Measurements
+from flowdiff.core.measurements import Measurements, stored_space
 from flowdiff.core.random import Streams
 from flowdiff.operators.blur import GaussianBlur
 
@@ -328,11 +328,13 @@ def test_complex_measurements_survive_a_file(tmp_path: Path) -> None:
     space = ImageSpace((1, 5, 6))
     operator = chain(space, Fourier(noise(space).Config(), BuildContext(space)))
     train, heldout = normal(6, 1, 5, 6, dtype=torch.float32), normal(3, 1, 5, 6, seed=1).float()
-    drawn = Measurements.simulate(train, heldout, operator, Streams(0))
+    drawn = Measurements.simulate(train, heldout, torch.arange(6) // 2, operator, Streams(0))
     assert drawn.train.y.dtype == torch.complex64
-    drawn.save(tmp_path / "m.safetensors")
+    drawn.save(tmp_path / "m.safetensors", space)
     read = Measurements.load(tmp_path / "m.safetensors", operator)
     assert read.digest == drawn.digest
+    assert torch.equal(read.sources, drawn.sources)
+    assert stored_space(tmp_path / "m.safetensors") == space
     for before, after in ((drawn.train, read.train), (drawn.heldout, read.heldout)):
         assert torch.equal(before.y, after.y)
         assert before.params.keys() == after.params.keys()

@@ -1,0 +1,183 @@
+"""Reading measurements from files: arrays of many, or a folder with one file for each.
+
+Nothing is unpickled, rescaled or dropped in silence; every error names the file.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowdiff.core import UserError
+
+from ._image_files import EXTENSIONS, read_image
+
+__all__ = ["ARCHIVES", "Entry", "entries", "files_of", "fitted", "parameters", "read_arrays"]
+
+HDF5 = frozenset({".h5", ".hdf5"})
+ARCHIVES = frozenset({".npy", ".npz"}) | HDF5
+"""Endings of files that hold many measurements, in lower case."""
+_MEASURED = ("y", "y_train")
+"""Names of the measurements in an archive; the second is that of deepinv's HDF5Dataset."""
+_NOT_PARAMETERS = ("x", "x_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measurement as it stands in a file.
+
+    Attributes:
+        name: of the file, with the number of the page or row where it holds several.
+        values: an array as it is stored; of a picture, channels first.
+        dtype: data type in the file, such as ``uint16``.
+        source: number of the file, or of the row in an archive.
+    """
+
+    name: str
+    values: Any
+    dtype: str
+    source: int
+
+
+def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
+    """The archive, or the files of a folder in alphabetical order; sub-folders are read too.
+
+    Names that begin with a dot are passed over.
+
+    Raises:
+        UserError: nothing was named, it does not exist, or there is nothing in it.
+    """
+    if path is None:
+        raise UserError(f"which measurements? give {option} PATH")
+    path = path.expanduser()
+    if path.is_file():
+        if path.suffix.lower() not in ARCHIVES | EXTENSIONS:
+            raise UserError(f"{option} {path}: give a folder, or {_endings(ARCHIVES)}")
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{option} {path} does not exist; give a folder or an archive")
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in EXTENSIONS
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise UserError(f"{option} {path} holds no measurement ({_endings(EXTENSIONS)})")
+    return files
+
+
+def entries(files: list[Path]) -> Iterator[Entry]:
+    """The measurements one by one, in the order of the files.
+
+    Args:
+        files: as `files_of` finds them.
+
+    Raises:
+        UserError: a file is unreadable, or holds what is no measurement.
+    """
+    if len(files) == 1 and files[0].suffix.lower() in ARCHIVES:
+        arrays = read_arrays(files[0])
+        name = next((name for name in _MEASURED if name in arrays), None)
+        if name is None:
+            if len(arrays) != 1:
+                raise UserError(
+                    f"{files[0]} holds {', '.join(sorted(arrays)) or 'nothing'}; the measurements "
+                    "must be named y"
+                )
+            name = next(iter(arrays))
+        stack = arrays[name]
+        if stack.ndim < 2:
+            raise UserError(f"{files[0]}: {name} has shape {stack.shape}, and not (N, …)")
+        for row, values in enumerate(stack):
+            yield Entry(f"{files[0].name}[{row}]", values, str(values.dtype), row)
+        return
+    for number, file in enumerate(files):
+        suffix = file.suffix.lower()
+        pages = _pages(file) if suffix in (".tif", ".tiff") else None
+        if suffix == ".npy":
+            values = read_arrays(file)["array"]
+            yield Entry(file.name, values, str(values.dtype), number)
+        elif pages is not None:
+            for page, values in enumerate(pages):
+                yield Entry(f"{file.name}[{page}]", values[None], str(values.dtype), number)
+        else:
+            tensor, dtype = read_image(file)
+            yield Entry(file.name, tensor.numpy(), dtype, number)
+
+
+def fitted(values: Any, shape: tuple[int, ...]) -> Any | None:
+    """An array with that shape: as it is, with a channel axis put in front, or moved there.
+
+    None where it cannot have it.
+    """
+    import numpy as np
+
+    if values.shape == shape:
+        return values
+    if values.shape == shape[1:] and shape[0] == 1:
+        return values[None]
+    if values.shape == (*shape[1:], shape[0]):
+        return np.moveaxis(values, -1, 0)
+    return None
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    """Arrays of an archive that are operator parameters: all but images and measurements."""
+    found = {}
+    for name, value in read_arrays(path).items():
+        if name not in (*_MEASURED, *_NOT_PARAMETERS):
+            found[name.removesuffix("_train") if path.suffix.lower() in HDF5 else name] = value
+    return found
+
+
+def read_arrays(path: Path) -> Mapping[str, Any]:
+    """The arrays of an NPZ or HDF5 file by name, or that of an NPY file, named ``array``.
+
+    Raises:
+        UserError: unreadable, or no such file; the message names it.
+    """
+    import h5py
+    import numpy as np
+
+    suffix = path.suffix.lower()
+    if suffix not in ARCHIVES:
+        raise UserError(f"{path}: give {_endings(ARCHIVES)}")
+    try:
+        if suffix == ".npy":
+            return {"array": np.load(path, allow_pickle=False)}
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        with h5py.File(path, "r") as file:
+            return {name: v[()] for name, v in file.items() if isinstance(v, h5py.Dataset)}
+    except (
+        OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read {path} ({reason}); repair or replace it") from error
+
+
+def _pages(path: Path) -> list[Any] | None:
+    """The grey pages of a TIFF that has several; None of one that is a single image."""
+    from tifffile import TiffFile, TiffFileError
+
+    try:
+        with TiffFile(path) as file:
+            series = file.series[0] if file.series else None
+            pages = len(file.pages)
+            if series is None or pages < 2 or len(series.shape) != 3 or len(series) != pages:
+                return None
+            return list(series.asarray())
+    except (OSError, ValueError, KeyError, struct.error, zlib.error, TiffFileError):
+        return None  # `read_image` says what is wrong
+
+
+def _endings(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names))

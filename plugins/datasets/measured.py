@@ -1,0 +1,198 @@
+r"""Measurements that were made elsewhere: a folder of files, or one archive.
+
+A folder holds one file for each measurement, PNG, JPEG, TIFF (8 or 16 bits, floating point, or
+several grey pages, which are of one source) or NPY. An archive holds all: NPY, NPZ or HDF5, with
+shape (N, …), named ``y`` where it holds more than one array, or ``y_train`` as in deepinv's
+HDF5Dataset.
+
+Files have units of their own. With ``data.range=[lo,hi]``, lo and hi are the file values of a
+black and a white *clean* image, so that :math:`x_{file} = a x + b` with a = (hi − lo)/2 and
+b = (hi + lo)/2, and for every linear operator
+
+.. math:: y = (y_{file} - b \, A 1) / a
+
+which is exact for blurs as for masks, sampling and Fourier transforms. A noise level is then that
+of the files divided by a. Integers of at most 16 bits have the full range of their type where
+nothing is said, and floating-point values are taken as they are.
+
+Operator parameters ω that differ from measurement to measurement (masks, kernels, σ) come in
+``data.params``, an NPZ or HDF5 file with an array of leading size N for each, in the alphabetical
+order of the files.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from flowdiff.core import (
+    ForwardOperator,
+    ImageSpace,
+    MeasuredConfig,
+    MeasuredDataset,
+    Observation,
+    UserError,
+    as_observation,
+)
+
+from ._image_files import full_range
+from ._measured_files import Entry, entries, files_of, fitted, parameters
+
+__all__ = ["Measured", "MeasuredFilesConfig"]
+
+
+class MeasuredFilesConfig(MeasuredConfig):
+    """Settings of measured data."""
+
+    path: Path | None = Field(None, description="folder or archive (required): --measurements")
+    params: Path | None = Field(
+        None, description="operator parameters of each measurement, NPZ or HDF5: --params"
+    )
+    shape: tuple[int, ...] | None = Field(
+        None, description="(C, H, W) of the clean images; none: that of the measurements"
+    )
+    range: tuple[float, float] | None = Field(
+        None,
+        description="file values of black and white; none: full range of integers, and "
+        "floating-point values as they are",
+    )
+    bounded: bool | None = Field(
+        None,
+        description="whether clean images lie between black and white; none: for integers without "
+        "a range",
+    )
+
+
+class Measured(MeasuredDataset):
+    """Measurements read from files, in image units [-1, 1].
+
+    Args:
+        config: where they are, and what their values mean.
+
+    Raises:
+        UserError: no such files, or a range with lo ≥ hi; when they are read: a file that is
+            unreadable, of another shape than the operator gives, or with values that are not
+            finite; parameters that do not match.
+    """
+
+    Config = MeasuredFilesConfig
+
+    def __init__(self, config: MeasuredFilesConfig) -> None:
+        super().__init__(config)
+        self.settings = config
+        if config.range is not None and not config.range[0] < config.range[1]:
+            raise UserError(f"data.range needs lo < hi, got {list(config.range)}")
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        return files_of(self.settings.path)
+
+    @cached_property
+    def _first(self) -> Entry:
+        return next(entries(self._files))
+
+    @property
+    def space(self) -> ImageSpace:
+        """Of the clean images: the measurements' own shape, where none is given."""
+        shape = self.settings.shape or _image_shape(self._first.values.shape)
+        bounded = self.settings.bounded
+        if bounded is None:
+            bounded = self.settings.range is None and full_range(self._first.dtype) is not None
+        return ImageSpace(shape, bounded=bounded)
+
+    def load(self, operator: ForwardOperator) -> tuple[Observation, Tensor]:
+        found: list[Tensor] = []
+        names: list[str] = []
+        sources: list[int] = []
+        dtype = self._first.dtype
+        wanted = operator.codomain.shape
+        for entry in entries(self._files):
+            values = fitted(entry.values, wanted)
+            if values is None:
+                raise UserError(
+                    f"{entry.name} has shape {_shape(entry.values.shape)}, and the operator makes "
+                    f"{_shape(wanted)} of images of {_shape(self.space.shape)}; set data.shape, "
+                    "or leave the file out"
+                )
+            if entry.dtype != dtype:
+                raise UserError(f"{entry.name} holds {entry.dtype} values, the others {dtype}")
+            if values.dtype.kind not in "buifc":
+                raise UserError(f"{entry.name} holds {dtype} values; give numbers")
+            complete = complex if values.dtype.kind == "c" else float
+            found.append(torch.from_numpy(values.astype(complete)))
+            names.append(entry.name)
+            sources.append(entry.source)
+        params = self._parameters(operator, len(found))
+        measured = torch.stack(found)
+        observed = operator.observed(params)
+        if observed is not None:
+            # Whatever a file has where nothing was observed, often NaN.
+            measured = torch.where(observed, measured, torch.zeros_like(measured))
+        broken = ~torch.isfinite(measured).flatten(1).all(1)
+        if broken.any():
+            first = names[int(broken.nonzero()[0])]
+            raise UserError(f"{first} holds values that are not finite; repair it, or leave it out")
+        scaled = self._to_units(measured, dtype, operator, params)
+        return as_observation(scaled, params, operator), torch.tensor(sources)
+
+    def _parameters(self, operator: ForwardOperator, count: int) -> dict[str, Tensor]:
+        """Those of the file, by their full names."""
+        wanted = operator.draw_params((1, *operator.space.shape), torch.Generator())
+        if not wanted:
+            if self.settings.params is not None:
+                raise UserError("--params was given, and the operator has no parameters")
+            return {}
+        if self.settings.params is None:
+            raise UserError(
+                f"the operator has parameters of each measurement ({', '.join(sorted(wanted))}); "
+                "give them with --params FILE"
+            )
+        given = parameters(self.settings.params)
+        found = {}
+        for name in wanted:
+            short = name.rpartition(".")[2]
+            key = next((key for key in (name, short) if key in given), None)
+            if key is None:
+                raise UserError(
+                    f"{self.settings.params} has no {name}, only {', '.join(sorted(given))}"
+                )
+            found[name] = torch.from_numpy(given[key])
+            if len(found[name]) != count:
+                raise UserError(
+                    f"{self.settings.params}: {key} is of {len(found[name])} measurements, and "
+                    f"there are {count}"
+                )
+        return found
+
+    def _to_units(
+        self, y: Tensor, dtype: str, operator: ForwardOperator, params: dict[str, Tensor]
+    ) -> Tensor:
+        bounds = self.settings.range or full_range(dtype)
+        if bounds is None:
+            return y
+        if not operator.linear:
+            raise UserError(
+                "data.range: units can be converted for linear operators only; give the files in "
+                "image units, [-1, 1], as floating-point values"
+            )
+        scale, offset = (bounds[1] - bounds[0]) / 2, (bounds[1] + bounds[0]) / 2
+        white = torch.ones(len(y), *operator.space.shape)
+        zero = operator(torch.zeros_like(white), params)
+        return (y - offset * (operator(white, params) - zero)) / scale
+
+
+def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(C, H, W) of a measurement that looks like an image."""
+    if len(shape) == 2:
+        return (1, *shape)
+    if len(shape) == 3 and shape[-1] in (1, 3) and shape[0] not in (1, 3):
+        return (shape[-1], *shape[:-1])
+    return tuple(shape)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
