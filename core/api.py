@@ -23,7 +23,13 @@ from torch import Tensor
 from .assembly import build_classifier
 from .checkpoint import Checkpoint, latest
 from .config import Request, RunConfig, measured_data, read_config, resolve, settings_of
-from .controls import ask_for_controls, control_config, merge_controls, wanted_controls
+from .controls import (
+    ask_for_controls,
+    check_controls,
+    control_config,
+    merge_controls,
+    wanted_controls,
+)
 from .counting import CallCounter
 from .errors import UserError
 from .evaluation import evaluate
@@ -108,6 +114,8 @@ def run(
         settings=[*own, *settings_of(settings or {})],
     )
     resolved = resolve_request(request)
+    if controls:
+        check_controls(resolved, get_registry())
     folder = Path(out) if out is not None else default_folder(resolved)
     started = Run.create(folder, resolved, hooks=hooks, progress=progress)
     return started.finish(controls=controls, hooks=hooks, progress=progress)
@@ -225,6 +233,7 @@ class Run:
                 content = environment(self.config, _packages(self.config, self.registry))
                 write_json(self.folder.environment_file, content)
             if controls:
+                check_controls(self.config, self.registry)
                 ask_for_controls(self.folder)
             status = "failed"
             caller.run_started(self)

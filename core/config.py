@@ -163,7 +163,7 @@ def measured_data(
     """
     if measurements is None:
         if params is not None and data != MEASURED:
-            raise UserError("--params belongs to measurements of your own: give --measurements too")
+            raise UserError("--params belongs to your own measurements: give --measurements too")
         return data, [] if params is None else [("data.params", str(params))]
     if data not in (None, MEASURED):
         raise UserError(

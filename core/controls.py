@@ -6,12 +6,20 @@ import json
 from typing import Any
 
 from .config import RunConfig
+from .dataset import Dataset
 from .errors import RunError, UserError
 from .files import write_json
 from .folder import RunFolder
 from .registry import Registry
 
-__all__ = ["CONTROLS", "ask_for_controls", "control_config", "merge_controls", "wanted_controls"]
+__all__ = [
+    "CONTROLS",
+    "ask_for_controls",
+    "check_controls",
+    "control_config",
+    "merge_controls",
+    "wanted_controls",
+]
 
 CONTROLS = {
     "oracle": "oracle: the prior trained on clean images",
@@ -23,6 +31,19 @@ CONTROLS = {
 def ask_for_controls(folder: RunFolder) -> None:
     """Notes in the run folder that the controls are wanted, so that a resumed run trains them."""
     write_json(folder.controls_file, list(CONTROLS))
+
+
+def check_controls(config: RunConfig, registry: Registry) -> None:
+    """Refuses controls where there are no clean images to compare them with.
+
+    Raises:
+        UserError: so it is.
+    """
+    if not issubclass(registry.load("dataset", str(config.data["name"])), Dataset):
+        raise UserError(
+            "--controls: controls are compared with clean images, and data "
+            f"{config.data['name']} has none"
+        )
 
 
 def wanted_controls(folder: RunFolder) -> list[str]:

@@ -25,7 +25,8 @@ from torch import Tensor
 from .errors import UserError
 from .exact import ExactPrior
 from .part import PartConfig
-from .source import Source, SourceConfig, divide, kept, shuffled
+from .source import Source, SourceConfig
+from .splits import divide, kept, shuffled
 
 __all__ = ["Dataset", "DatasetConfig", "Split"]
 

@@ -316,9 +316,7 @@ def exact_wiener(context: RunContext) -> bool:
     return operator.linear and operator.gaussian and context.moments.dense
 
 
-def _restoration(
-    work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor
-) -> dict[str, Any]:
+def _restoration(work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
     space, settings = work.session.context.space, work.session.config.eval
     wiener_mean = work.wiener.mean.cpu()
     exact = exact_wiener(work.session.context)

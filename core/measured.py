@@ -18,7 +18,8 @@ from .measurements import Measurements
 from .observation import Observation
 from .operator import ForwardOperator
 from .part import PartConfig
-from .source import Source, SourceConfig, divide, kept, shuffled
+from .source import Source, SourceConfig
+from .splits import divide, kept, shuffled
 
 __all__ = ["MeasuredConfig", "MeasuredDataset"]
 
@@ -68,7 +69,7 @@ class MeasuredDataset(Source):
             shuffled(sources.unique()),
             {"train": 1 - self.config.heldout, "heldout": self.config.heldout},
         )
-        if not len(members["heldout"]):
+        if not all(len(part) for part in members.values()):
             raise UserError(
                 "the measurements are of one source, which cannot be divided into training and "
                 "held-out ones; give more"

@@ -4,8 +4,8 @@ Two sources of pairs (x, y) are kept apart. *Held-out*: clean images that nothin
 with their measurements; a posterior fails if it, the learned prior behind it or the operator is
 wrong. *Own prior*: x drawn from the model's own prior, y measured anew; only the posterior's
 amortization is at stake, and a wrong prior goes unnoticed. Where there are no clean images, the
-second source is left, and what held-out measurements alone tell. The untrained Gaussian and its Wiener
-posterior stand beside the learned ones everywhere.
+second source is left, and what held-out measurements alone tell. The untrained Gaussian and its
+Wiener posterior stand beside the learned ones everywhere.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from flowdiff.core.errors import UserError, suggest
 
 from . import plugins
+from .corrupt import corrupt
 from .eval import eval_command
 from .report import report
 from .run import run
@@ -24,7 +25,7 @@ from .sample import sample
 
 __all__ = ["CommandGroup", "app", "global_options_restored"]
 
-_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, report)
+_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, report, corrupt)
 """One function per command, which is named after it."""
 _GROUPS: tuple[typer.Typer, ...] = (plugins.app,)
 

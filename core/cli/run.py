@@ -24,7 +24,8 @@ def run(
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Method, such as amortized_em or flowdiff, or a control such as oracle."),
+        str | None,
+        typer.Option(help="Method: amortized_em, flowdiff, or a control such as oracle."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set, such as digits.")] = None,
     measurements: Annotated[
@@ -166,14 +167,18 @@ def _finish(
     from rich.console import Console
 
     from flowdiff.core.api import Run, default_folder, open_run, resolve_request
+    from flowdiff.core.controls import check_controls
     from flowdiff.core.plan import describe
     from flowdiff.core.progress import ConsoleProgress
+    from flowdiff.core.registry import get_registry
 
     # With --json standard output holds nothing but the summary.
     console = Console(stderr=as_json)
     with ConsoleProgress(console) as progress:
         if request is not None:
             config = resolve_request(request)
+            if controls:
+                check_controls(config, get_registry())
             for label, text in describe(config):
                 progress.message(f"{label:10} {text}")
             run = Run.create(

@@ -96,9 +96,7 @@ def _measured(summary: Mapping[str, Any]) -> Verdict:
         "calibration is tested by flowdiff eval."
     )
     sentences = [what, _measurement_space(summary), advice]
-    return Verdict(
-        "Judged by held-out measurements alone", tuple(s for s in sentences if s)
-    )
+    return Verdict("Judged by held-out measurements alone", tuple(s for s in sentences if s))
 
 
 def _caution(summary: Mapping[str, Any]) -> str:

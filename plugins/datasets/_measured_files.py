@@ -22,8 +22,9 @@ __all__ = ["ARCHIVES", "Entry", "entries", "files_of", "fitted", "parameters", "
 HDF5 = frozenset({".h5", ".hdf5"})
 ARCHIVES = frozenset({".npy", ".npz"}) | HDF5
 """Endings of files that hold many measurements, in lower case."""
-_MEASURED = ("y", "y_train")
-"""Names of the measurements in an archive; the second is that of deepinv's HDF5Dataset."""
+_MEASURED = ("y", "y_train", "arr_0")
+"""Names of the measurements in an archive: ours, deepinv's HDF5Dataset's, numpy's own."""
+_SINGLE = "array"
 _NOT_PARAMETERS = ("x", "x_train", "x_test", "y_test")
 
 
@@ -36,12 +37,14 @@ class Entry:
         values: an array as it is stored; of a picture, channels first.
         dtype: data type in the file, such as ``uint16``.
         source: number of the file, or of the row in an archive.
+        folder: where the file lies.
     """
 
     name: str
     values: Any
     dtype: str
     source: int
+    folder: str = ""
 
 
 def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
@@ -84,14 +87,12 @@ def entries(files: list[Path]) -> Iterator[Entry]:
     """
     if len(files) == 1 and files[0].suffix.lower() in ARCHIVES:
         arrays = read_arrays(files[0])
-        name = next((name for name in _MEASURED if name in arrays), None)
+        name = next((name for name in (*_MEASURED, _SINGLE) if name in arrays), None)
         if name is None:
-            if len(arrays) != 1:
-                raise UserError(
-                    f"{files[0]} holds {', '.join(sorted(arrays)) or 'nothing'}; the measurements "
-                    "must be named y"
-                )
-            name = next(iter(arrays))
+            raise UserError(
+                f"{files[0]} holds {', '.join(sorted(arrays)) or 'nothing'}; the measurements "
+                "must be named y"
+            )
         stack = arrays[name]
         if stack.ndim < 2:
             raise UserError(f"{files[0]}: {name} has shape {stack.shape}, and not (N, …)")
@@ -102,14 +103,15 @@ def entries(files: list[Path]) -> Iterator[Entry]:
         suffix = file.suffix.lower()
         pages = _pages(file) if suffix in (".tif", ".tiff") else None
         if suffix == ".npy":
-            values = read_arrays(file)["array"]
-            yield Entry(file.name, values, str(values.dtype), number)
+            values = read_arrays(file)[_SINGLE]
+            yield Entry(file.name, values, str(values.dtype), number, str(file.parent))
         elif pages is not None:
             for page, values in enumerate(pages):
-                yield Entry(f"{file.name}[{page}]", values[None], str(values.dtype), number)
+                name, dtype = f"{file.name}[{page}]", str(values.dtype)
+                yield Entry(name, values[None], dtype, number, str(file.parent))
         else:
             tensor, dtype = read_image(file)
-            yield Entry(file.name, tensor.numpy(), dtype, number)
+            yield Entry(file.name, tensor.numpy(), dtype, number, str(file.parent))
 
 
 def fitted(values: Any, shape: tuple[int, ...]) -> Any | None:
@@ -151,7 +153,7 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: give {_endings(ARCHIVES)}")
     try:
         if suffix == ".npy":
-            return {"array": np.load(path, allow_pickle=False)}
+            return {_SINGLE: np.load(path, allow_pickle=False)}
         if suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -59,6 +60,9 @@ class MeasuredFilesConfig(MeasuredConfig):
         None,
         description="file values of black and white; none: full range of integers, and "
         "floating-point values as they are",
+    )
+    source: Literal["file", "folder"] = Field(
+        "file", description="what must stay in one split: each file, or each sub-folder"
     )
     bounded: bool | None = Field(
         None,
@@ -108,6 +112,7 @@ class Measured(MeasuredDataset):
         found: list[Tensor] = []
         names: list[str] = []
         sources: list[int] = []
+        folders: list[str] = []
         dtype = self._first.dtype
         wanted = operator.codomain.shape
         for entry in entries(self._files):
@@ -126,6 +131,7 @@ class Measured(MeasuredDataset):
             found.append(torch.from_numpy(values.astype(complete)))
             names.append(entry.name)
             sources.append(entry.source)
+            folders.append(entry.folder)
         params = self._parameters(operator, len(found))
         measured = torch.stack(found)
         observed = operator.observed(params)
@@ -135,8 +141,11 @@ class Measured(MeasuredDataset):
         broken = ~torch.isfinite(measured).flatten(1).all(1)
         if broken.any():
             first = names[int(broken.nonzero()[0])]
-            raise UserError(f"{first} holds values that are not finite; repair it, or leave it out")
+            raise UserError(f"{first} holds values that are not finite; repair or remove it")
         scaled = self._to_units(measured, dtype, operator, params)
+        if self.settings.source == "folder":
+            numbers = {folder: i for i, folder in enumerate(dict.fromkeys(folders))}
+            sources = [numbers[folder] for folder in folders]
         return as_observation(scaled, params, operator), torch.tensor(sources)
 
     def _parameters(self, operator: ForwardOperator, count: int) -> dict[str, Tensor]:

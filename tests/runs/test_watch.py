@@ -15,7 +15,7 @@ from flowdiff.core import get_registry, loop
 from flowdiff.core.checkpoint import Checkpoint, latest, steps
 from flowdiff.core.config import Request, resolve, settings_of
 from flowdiff.core.errors import FlowdiffError
-from flowdiff.core.measurements import Measurements, _tensors, content_hash
+from flowdiff.core.measurements import Measurements, content_hash
 from flowdiff.core.method import Method
 from flowdiff.core.random import Streams
 from flowdiff.core.session import Session
