@@ -141,7 +141,12 @@ def run(
             set_registry(None)
         arguments = words[1:]
         if arguments[:1] == ["run"] and not any(word in arguments for word in ONLY_NAMED):
-            arguments += [word for setting in SHRINK for word in ("--set", setting)]
+            # Where there are no clean images, there are no metrics.
+            skipped = "eval.metrics" if "--measurements" in arguments else "-"
+            shrink = [setting for setting in SHRINK if not setting.startswith(skipped)]
+            arguments += [word for setting in shrink for word in ("--set", setting)]
+        elif arguments[:1] == ["corrupt"]:
+            arguments += ["--set", "data.n=30"]
         code, _, errors = run_cli(*arguments)
     assert code == 0, f"{where}: {command}\n{errors}"
 
