@@ -69,6 +69,11 @@ def corrupt(
     dataset = build_dataset(config.data, registry)
     if not isinstance(dataset, Dataset):
         raise UserError(f"data {config.data['name']} has no clean images to measure")
+    if dataset.space.value_range is None:
+        raise UserError(
+            f"data {config.data['name']} has no value range, which measurements from files need; "
+            "take images"
+        )
     operator = build_operator(config.operator, dataset.space, registry)
     images, sources = dataset.split(split), dataset.sources(split)
     # By source, so that the order of the files is that of the parameters.
@@ -174,7 +179,7 @@ def _command(
             if key != "name" and value != usual.get(key):
                 words += ["--set", f"op.{part['name']}.{key}={_yaml(value)}"]
     operator = build_operator(config.operator, dataset.space, registry)
-    if not operator.gives_images:
+    if not operator.gives_images or len(dataset.space.shape) != 3:
         words += ["--set", f"data.shape={_yaml(list(dataset.space.shape))}"]
     if any("/" in name for name in names):
         words += ["--set", "data.source=folder"]

@@ -108,7 +108,9 @@ def entries(files: list[Path]) -> Iterator[Entry]:
         elif pages is not None:
             for page, values in enumerate(pages):
                 name, dtype = f"{file.name}[{page}]", str(values.dtype)
-                yield Entry(name, values[None], dtype, number, str(file.parent))
+                # Pages of one of several files belong together; a stack alone is like an archive.
+                source = page if len(files) == 1 else number
+                yield Entry(name, values[None], dtype, source, str(file.parent))
         else:
             tensor, dtype = read_image(file)
             yield Entry(file.name, tensor.numpy(), dtype, number, str(file.parent))

@@ -299,8 +299,8 @@ MISTAKES = (
     Mistake(
         "clean images reach every method",
         "core/session.py",
-        'clean = _clean(config, dataset).to(device) if assembly.method.needs_clean else None',
-        'clean = _clean(config, dataset).to(device)',
+        "clean = _clean(config, dataset).to(device) if assembly.method.needs_clean else None",
+        "clean = _clean(config, dataset).to(device)",
         "tests/science/test_controls.py::test_only_the_oracle_gets_clean_images",
     ),
 )

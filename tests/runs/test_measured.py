@@ -123,6 +123,11 @@ def test_a_set_is_written_whole_or_not_at_all(
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+def test_data_without_a_range_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no value range"):
+        write(tmp_path / "set", data="octagon", settings={})
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -60,6 +60,8 @@ def test_pages_of_a_file_are_of_one_source(tmp_path: Path) -> None:
     y, sources = read(tmp_path)
     torch.testing.assert_close(y, torch.tensor(np.concatenate([stack, stack]))[:, None])
     assert sources.tolist() == [0, 0, 0, 1, 1, 1]
+    alone, sources = read(tmp_path / "a.tif")
+    assert len(alone) == 3 and sources.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "h5", "deepinv"])
