@@ -28,7 +28,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "gaussian": ("DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"),
     "hookspecs": ("hookimpl",),
     "intake": ("as_observation",),
-    "measured": ("MeasuredConfig", "MeasuredDataset"),
+    "measured": ("MeasuredConfig", "MeasuredDataset", "MeasuredItem"),
     "radiometry": ("intensity", "needs_intensities"),
     "linearisation": ("jacobian",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .linearisation import jacobian as jacobian
     from .measured import MeasuredConfig as MeasuredConfig
     from .measured import MeasuredDataset as MeasuredDataset
+    from .measured import MeasuredItem as MeasuredItem
     from .method import Batch as Batch
     from .method import Method as Method
     from .method import MethodState as MethodState

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from .assembly import build_classifier
 from .checkpoint import Checkpoint, latest
-from .config import Request, RunConfig, measured_data, read_config, resolve, settings_of
+from .config import (
+    MEASURED,
+    Request,
+    RunConfig,
+    measured_data,
+    read_config,
+    resolve,
+    settings_of,
+    validate,
+)
 from .controls import (
     ask_for_controls,
     check_controls,
@@ -41,6 +50,7 @@ from .loop import InterruptedRunError, train
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
+from .restoration import RestoreOptions, restore_files
 from .session import Session
 from .summary import summarise
 
@@ -393,6 +403,57 @@ class Run:
             return session.method.restore(
                 observation.to(session.context.device), n, session.context, generator
             ).cpu()
+
+    def restore_files(
+        self,
+        inputs: str | Path,
+        out: str | Path,
+        *,
+        params: str | Path | None = None,
+        options: RestoreOptions | None = None,
+        reading: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Restores measurements from files and writes the results, as ``flowdiff restore`` does.
+
+        Args:
+            inputs: a folder or an archive of measurements.
+            out: the folder for the files; one that was not finished is continued.
+            params: a file of operator parameters of each.
+            options: how many samples, and what is written.
+            reading: settings of ``data``, such as ``{"range": [0, 4095]}``; those of a run on
+                measurements from files are the default.
+            progress: told how far it is.
+
+        Returns:
+            The content of restoration.json; ``problems`` names what could not be restored.
+
+        Raises:
+            UserError: the run learned no posterior, or nothing can be read.
+        """
+        session = self.session
+        own: dict[str, Any] = {"name": MEASURED}
+        if self.config.data["name"] == MEASURED:
+            own = {k: self.config.data[k] for k in ("name", "range", "bounded")}
+        own |= {"shape": session.context.space.shape, **dict(reading or {}), "path": Path(inputs)}
+        if params is not None:
+            own["params"] = Path(params)
+        validated = validate(
+            self.registry.load("dataset", MEASURED).Config,
+            {key: value for key, value in own.items() if key != "name"},
+            "data",
+        )
+        source = self.registry.load("dataset", MEASURED)(validated)
+        about = {
+            "run": str(self.path.resolve()),
+            "digest": session.measurements.digest,
+            "step": session.context.step,
+            "inputs": str(Path(inputs).resolve()),
+            "reading": validated.model_dump(mode="json"),
+        }
+        return restore_files(
+            session, source, Path(out), options or RestoreOptions(), about, progress
+        )
 
     def evaluate(
         self,

@@ -29,6 +29,7 @@ from .assembly import build_dataset, build_operator
 from .config import RunConfig
 from .dataset import Dataset, Split
 from .errors import UserError
+from .image_export import export_image
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import Registry
@@ -93,9 +94,9 @@ def corrupt(
             if not torch.isfinite(observation.y).all():
                 raise UserError("the operator gives measurements that are not finite")
             for offset, y in enumerate(observation.y):
-                _write(work / "measurements" / names[start + offset], y)
+                export_image(work / "measurements" / names[start + offset], y)
                 if truth:
-                    _write(work / "truth" / names[start + offset], some[offset])
+                    export_image(work / "truth" / names[start + offset], some[offset])
             for key, value in observation.params.items():
                 params.setdefault(key, []).append(value)
             progress.advance(min(start + _CHUNK, len(images)), {})
@@ -129,23 +130,6 @@ def _names(sources: Tensor) -> list[str]:
         return [f"{i:0{digits}}" for i in range(len(sources))]
     _, number = torch.unique_consecutive(sources, return_inverse=True)
     return [f"{int(s):0{digits}}/{i:0{digits}}" for i, s in enumerate(number)]
-
-
-def _write(path: Path, values: Tensor) -> None:
-    """A float32 TIFF of an image of one or three channels, else an NPY file."""
-    import numpy as np
-    import tifffile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = values.detach().cpu().numpy()
-    if array.ndim == 3 and len(array) in (1, 3) and not np.iscomplexobj(array):
-        picture = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-        photometric = "minisblack" if len(array) == 1 else "rgb"
-        tifffile.imwrite(
-            path.with_suffix(".tif"), np.ascontiguousarray(picture), photometric=photometric
-        )
-    else:
-        np.save(path.with_suffix(".npy"), array, allow_pickle=False)
 
 
 def _write_params(path: Path, params: dict[str, Tensor]) -> None:

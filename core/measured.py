@@ -7,9 +7,11 @@ the bound on held-out measurements, and the proximal test (`flowdiff.core.calibr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from .part import PartConfig
 from .source import Source, SourceConfig
 from .splits import divide, kept, shuffled
 
-__all__ = ["MeasuredConfig", "MeasuredDataset"]
+__all__ = ["MeasuredConfig", "MeasuredDataset", "MeasuredItem", "join"]
 
 
 class MeasuredConfig(SourceConfig):
@@ -30,6 +32,25 @@ class MeasuredConfig(SourceConfig):
     heldout: float = Field(
         0.2, gt=0, lt=1, description="share of the sources that is kept for evaluation"
     )
+
+
+@dataclass(frozen=True)
+class MeasuredItem:
+    """One measurement.
+
+    Attributes:
+        name: its file without the ending, relative to the folder, with the number of the page or
+            row where it holds several.
+        source: number of what it comes from (a file, a patient): one source stays in one split.
+        observation: the measurement in the operator's units, with its parameters, a batch of one;
+            None where it cannot be used.
+        problem: why it cannot; empty where it can.
+    """
+
+    name: str
+    source: int
+    observation: Observation | None
+    problem: str = ""
 
 
 class MeasuredDataset(Source):
@@ -47,20 +68,36 @@ class MeasuredDataset(Source):
     config: MeasuredConfig
 
     @abstractmethod
-    def load(self, operator: ForwardOperator) -> tuple[Observation, Tensor]:
-        """Reads everything.
+    def items(self, operator: ForwardOperator) -> Iterator[MeasuredItem]:
+        """The measurements one after another, read when they are asked for.
+
+        What cannot be used is an item too, with its problem.
 
         Args:
             operator: what the measurements are said to be made by.
 
-        Returns:
-            N measurements in the units of the operator, and the source of each as an int64 tensor
-            of shape (N,): measurements of one source (a patient, pages of one file) stay in one
-            split.
+        Raises:
+            UserError: there are none, or nothing of them can be used.
+        """
+
+    @abstractmethod
+    def to_files(self, x: Tensor) -> Tensor:
+        """Images in image units to what files of the same kind would hold; any shape, float64."""
+
+    def load(self, operator: ForwardOperator) -> tuple[Observation, Tensor]:
+        """All of them, and the source of each, int64 with shape (N,).
 
         Raises:
-            UserError: a file is unreadable or does not fit the operator.
+            UserError: one cannot be used.
         """
+        found: list[Observation] = []
+        sources: list[int] = []
+        for item in self.items(operator):
+            if item.observation is None:
+                raise UserError(item.problem)
+            found.append(item.observation)
+            sources.append(item.source)
+        return join(found), torch.tensor(sources)
 
     def measurements(self, operator: ForwardOperator) -> Measurements:
         """All of them, divided by source into those to learn from and held-out ones."""
@@ -78,3 +115,13 @@ class MeasuredDataset(Source):
             kept(sources, chosen, name, self.config.n) for name, chosen in members.items()
         )
         return Measurements.of(observation[seen], observation[unseen], sources[seen])
+
+
+def join(observations: Sequence[Observation]) -> Observation:
+    """One batch of several, all of the same operator."""
+    first = observations[0]
+    return replace(
+        first,
+        y=torch.cat([o.y for o in observations]),
+        params={key: torch.cat([o.params[key] for o in observations]) for key in first.params},
+    )

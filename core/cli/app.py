@@ -20,12 +20,13 @@ from . import plugins
 from .corrupt import corrupt
 from .eval import eval_command
 from .report import report
+from .restore import restore
 from .run import run
 from .sample import sample
 
 __all__ = ["CommandGroup", "app", "global_options_restored"]
 
-_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, report, corrupt)
+_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, restore, report, corrupt)
 """One function per command, which is named after it."""
 _GROUPS: tuple[typer.Typer, ...] = (plugins.app,)
 

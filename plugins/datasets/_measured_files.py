@@ -33,18 +33,34 @@ class Entry:
     """One measurement as it stands in a file.
 
     Attributes:
-        name: of the file, with the number of the page or row where it holds several.
-        values: an array as it is stored; of a picture, channels first.
-        dtype: data type in the file, such as ``uint16``.
+        file: where.
+        part: number of the page or row; None where the file holds one measurement.
         source: number of the file, or of the row in an archive.
-        folder: where the file lies.
+        values: an array as it is stored; of a picture, channels first. None if unreadable.
+        problem: why it could not be read; empty where it could.
     """
 
-    name: str
-    values: Any
-    dtype: str
+    file: Path
+    part: int | None
     source: int
-    folder: str = ""
+    values: Any
+    problem: str = ""
+
+    @property
+    def dtype(self) -> str:
+        """Data type in the file, such as ``uint16``."""
+        return str(self.values.dtype)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(self.file) + ("" if self.part is None else f"[{self.part}]")
+
+    def stem(self, top: Path) -> str:
+        """Name of what is made of it: the path below `top` without ending, and the part."""
+        path = self.file.relative_to(top) if self.file.is_relative_to(top) else self.file
+        stem = path.with_suffix("").as_posix() if path.name else self.file.stem
+        return stem + ("" if self.part is None else f"-{self.part:05}")
 
 
 def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
@@ -77,43 +93,52 @@ def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
 
 
 def entries(files: list[Path]) -> Iterator[Entry]:
-    """The measurements one by one, in the order of the files.
+    """The measurements one by one, in the order of the files; of unreadable files the problem.
 
     Args:
         files: as `files_of` finds them.
 
     Raises:
-        UserError: a file is unreadable, or holds what is no measurement.
+        UserError: an archive is unreadable, or holds what are no measurements.
     """
     if len(files) == 1 and files[0].suffix.lower() in ARCHIVES:
-        arrays = read_arrays(files[0])
-        name = next((name for name in (*_MEASURED, _SINGLE) if name in arrays), None)
-        if name is None:
-            raise UserError(
-                f"{files[0]} holds {', '.join(sorted(arrays)) or 'nothing'}; the measurements "
-                "must be named y"
-            )
-        stack = arrays[name]
-        if stack.ndim < 2:
-            raise UserError(f"{files[0]}: {name} has shape {stack.shape}, and not (N, …)")
-        for row, values in enumerate(stack):
-            yield Entry(f"{files[0].name}[{row}]", values, str(values.dtype), row)
+        for row, values in enumerate(_stack(files[0])):
+            yield Entry(files[0], row, row, values)
         return
     for number, file in enumerate(files):
-        suffix = file.suffix.lower()
-        pages = _pages(file) if suffix in (".tif", ".tiff") else None
-        if suffix == ".npy":
-            values = read_arrays(file)[_SINGLE]
-            yield Entry(file.name, values, str(values.dtype), number, str(file.parent))
-        elif pages is not None:
+        try:
+            pages = _pages(file) if file.suffix.lower() in (".tif", ".tiff") else None
+            if pages is None:
+                yield Entry(file, None, number, _single(file))
+                continue
             for page, values in enumerate(pages):
-                name, dtype = f"{file.name}[{page}]", str(values.dtype)
                 # Pages of one of several files belong together; a stack alone is like an archive.
                 source = page if len(files) == 1 else number
-                yield Entry(name, values[None], dtype, source, str(file.parent))
-        else:
-            tensor, dtype = read_image(file)
-            yield Entry(file.name, tensor.numpy(), dtype, number, str(file.parent))
+                yield Entry(file, page, source, values[None])
+        except UserError as error:
+            yield Entry(file, None, number, None, str(error))
+
+
+def _stack(path: Path) -> Any:
+    """The array of all measurements in an archive."""
+    arrays = read_arrays(path)
+    name = next((name for name in (*_MEASURED, _SINGLE) if name in arrays), None)
+    if name is None:
+        raise UserError(
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; the measurements must be "
+            "named y"
+        )
+    if arrays[name].ndim < 2:
+        raise UserError(f"{path}: {name} has shape {arrays[name].shape}, and not (N, …)")
+    return arrays[name]
+
+
+def _single(file: Path) -> Any:
+    """The array of a file with one measurement, in its own data type."""
+    if file.suffix.lower() == ".npy":
+        return read_arrays(file)[_SINGLE]
+    tensor, dtype = read_image(file)
+    return tensor.numpy().astype(dtype)
 
 
 def fitted(values: Any, shape: tuple[int, ...]) -> Any | None:

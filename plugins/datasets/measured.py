@@ -22,6 +22,7 @@ order of the files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ from flowdiff.core import (
     ImageSpace,
     MeasuredConfig,
     MeasuredDataset,
+    MeasuredItem,
     Observation,
     UserError,
     as_observation,
@@ -97,7 +99,12 @@ class Measured(MeasuredDataset):
 
     @cached_property
     def _first(self) -> Entry:
-        return next(entries(self._files))
+        """The first that can be read: shape and data type of all."""
+        readable = (entry for entry in entries(self._files) if not entry.problem)
+        first = next(readable, None)
+        if first is None:
+            raise UserError(next(entries(self._files)).problem)
+        return first
 
     @property
     def space(self) -> ImageSpace:
@@ -108,45 +115,62 @@ class Measured(MeasuredDataset):
             bounded = self.settings.range is None and full_range(self._first.dtype) is not None
         return ImageSpace(shape, bounded=bounded)
 
-    def load(self, operator: ForwardOperator) -> tuple[Observation, Tensor]:
-        found: list[Tensor] = []
-        names: list[str] = []
-        sources: list[int] = []
-        folders: list[str] = []
-        dtype = self._first.dtype
-        wanted = operator.codomain.shape
-        for entry in entries(self._files):
-            values = fitted(entry.values, wanted)
-            if values is None:
-                raise UserError(
-                    f"{entry.name} has shape {_shape(entry.values.shape)}, and the operator makes "
-                    f"{_shape(wanted)} of images of {_shape(self.space.shape)}; set data.shape, "
-                    "or leave the file out"
-                )
-            if entry.dtype != dtype:
-                raise UserError(f"{entry.name} holds {entry.dtype} values, the others {dtype}")
-            if values.dtype.kind not in "buifc":
-                raise UserError(f"{entry.name} holds {dtype} values; give numbers")
-            complete = complex if values.dtype.kind == "c" else float
-            found.append(torch.from_numpy(values.astype(complete)))
-            names.append(entry.name)
-            sources.append(entry.source)
-            folders.append(entry.folder)
-        params = self._parameters(operator, len(found))
-        measured = torch.stack(found)
+    def items(self, operator: ForwardOperator) -> Iterator[MeasuredItem]:
+        count = sum(1 for _ in entries(self._files)) if self.settings.params else 0
+        params = self._parameters(operator, count)
+        folders: dict[str, int] = {}
+        assert self.settings.path is not None
+        top = self.settings.path.expanduser()
+        if top.is_file():
+            top = top.parent
+        for number, entry in enumerate(entries(self._files)):
+            source = entry.source
+            if self.settings.source == "folder":
+                source = folders.setdefault(str(entry.file.parent), len(folders))
+            own = {name: value[number : number + 1] for name, value in params.items()}
+            try:
+                observation = self._observation(entry, operator, own)
+            except UserError as error:
+                yield MeasuredItem(entry.stem(top), source, None, str(error))
+            else:
+                yield MeasuredItem(entry.stem(top), source, observation)
+
+    def to_files(self, x: Tensor) -> Tensor:
+        bounds = self.settings.range or full_range(self._first.dtype) or (-1.0, 1.0)
+        scale, offset = _scale(bounds)
+        return scale * x.double() + offset
+
+    def _observation(
+        self, entry: Entry, operator: ForwardOperator, params: dict[str, Tensor]
+    ) -> Observation:
+        """A batch of one.
+
+        Raises:
+            UserError: the entry does not fit.
+        """
+        wanted, dtype = operator.codomain.shape, self._first.dtype
+        if entry.problem:
+            raise UserError(entry.problem)
+        values = fitted(entry.values, wanted)
+        if values is None:
+            raise UserError(
+                f"{entry.name} has shape {_shape(entry.values.shape)}, and the operator makes "
+                f"{_shape(wanted)} of images of {_shape(operator.space.shape)}; set data.shape, "
+                "or leave the file out"
+            )
+        if entry.dtype != dtype:
+            raise UserError(f"{entry.name} holds {entry.dtype} values, the others {dtype}")
+        if values.dtype.kind not in "buifc":
+            raise UserError(f"{entry.name} holds {dtype} values; give numbers")
+        complete = complex if values.dtype.kind == "c" else float
+        y = torch.from_numpy(values.astype(complete))[None]
         observed = operator.observed(params)
         if observed is not None:
             # Whatever a file has where nothing was observed, often NaN.
-            measured = torch.where(observed, measured, torch.zeros_like(measured))
-        broken = ~torch.isfinite(measured).flatten(1).all(1)
-        if broken.any():
-            first = names[int(broken.nonzero()[0])]
-            raise UserError(f"{first} holds values that are not finite; repair or remove it")
-        scaled = self._to_units(measured, dtype, operator, params)
-        if self.settings.source == "folder":
-            numbers = {folder: i for i, folder in enumerate(dict.fromkeys(folders))}
-            sources = [numbers[folder] for folder in folders]
-        return as_observation(scaled, params, operator), torch.tensor(sources)
+            y = torch.where(observed, y, torch.zeros_like(y))
+        if not torch.isfinite(y).all():
+            raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
+        return as_observation(self._to_units(y, dtype, operator, params), params, operator)
 
     def _parameters(self, operator: ForwardOperator, count: int) -> dict[str, Tensor]:
         """Those of the file, by their full names."""
@@ -188,10 +212,15 @@ class Measured(MeasuredDataset):
                 "data.range: units can be converted for linear operators only; give the files in "
                 "image units, [-1, 1], as floating-point values"
             )
-        scale, offset = (bounds[1] - bounds[0]) / 2, (bounds[1] + bounds[0]) / 2
+        scale, offset = _scale(bounds)
         white = torch.ones(len(y), *operator.space.shape)
         zero = operator(torch.zeros_like(white), params)
         return (y - offset * (operator(white, params) - zero)) / scale
+
+
+def _scale(bounds: tuple[float, float]) -> tuple[float, float]:
+    """a and b of x_file = a x + b."""
+    return (bounds[1] - bounds[0]) / 2, (bounds[1] + bounds[0]) / 2
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

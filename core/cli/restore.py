@@ -1,0 +1,75 @@
+"""``flowdiff restore``: measurements in, restored images and their uncertainty out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["restore"]
+
+_NAMED = 5
+
+
+def restore(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    inputs: Annotated[
+        Path,
+        typer.Argument(metavar="INPUTS", help="Measurements: a folder, NPY, NPZ, HDF5 or TIFF."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the files, new or of the same restoration.")
+    ],
+    params: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Operator parameters of each measurement."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Posterior samples of each, 2 or more.")] = 64,
+    samples: Annotated[int, typer.Option(help="How many of them are written.")] = 0,
+    quantile: Annotated[
+        list[float] | None,
+        typer.Option(help="Quantile of each pixel to write [default: 0.05 and 0.95]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="data.KEY=VALUE",
+            help="How the files are read, such as data.range=[0,4095] [default: as the run's].",
+        ),
+    ] = None,
+) -> None:
+    """Restore measurements by a trained posterior and write what it says as files."""
+    from .run import limit_threads
+
+    limit_threads()
+    from rich.console import Console
+
+    from flowdiff.core.api import open_run
+    from flowdiff.core.config import parse_setting
+    from flowdiff.core.errors import UserError
+    from flowdiff.core.progress import ConsoleProgress
+    from flowdiff.core.restoration import RestoreOptions
+
+    options = RestoreOptions(n, samples, tuple(quantile or (0.05, 0.95)), seed)
+    given = [parse_setting(text) for text in setting or []]
+    for path, _ in given:
+        if not path.startswith("data."):
+            raise UserError(f"--set {path}: restore takes settings of data only")
+    own = {path.partition(".")[2]: value for path, value in given}
+    with ConsoleProgress(Console(stderr=True)) as progress:
+        found = open_run(run).restore_files(
+            inputs, out, params=params, options=options, reading=own, progress=progress
+        )
+    flagged, problems = found["flagged"], found["problems"]
+    typer.echo(f"{found['restored']:,} of {found['measurements']:,} restored in {out}")
+    for name in flagged[:_NAMED]:
+        typer.echo(f"flagged: {name}")
+    if len(flagged) > _NAMED:
+        typer.echo(f"and {len(flagged) - _NAMED} more flagged, see {out / 'restoration.jsonl'}")
+    if problems:
+        first = next(iter(problems.values()))
+        more = f" (and {len(problems) - 1} more, see {out / 'restoration.json'})"
+        raise UserError(f"not restored: {first}{more if len(problems) > 1 else ''}")

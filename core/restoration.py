@@ -1,0 +1,299 @@
+"""Restored measurements as files: ``flowdiff restore``.
+
+::
+
+    OUT/mean/NAME.tif          posterior mean; std/, quantile-05/, quantile-95/, samples/ beside it
+    OUT/preview/NAME.png       measurement, mean and standard deviation, for people
+    OUT/restoration.jsonl      one line for each measurement: χ², flags, or why there is nothing
+    OUT/restoration.json       settings, and at the end the summary
+
+Values are in the units of the measurements' own files. Measurements are restored a group at a
+time, so memory does not grow with their number; what has its line is not done again after a kill.
+Each group has a generator of its own, so an interrupted restoration ends like one that was not.
+
+A measurement is flagged where the model does not explain it: its whitened residual, or its
+likelihood under the fitted Gaussian, lies far outside what the run's own held-out measurements
+have.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+from .evaluation import exact_wiener, gaussian_nll
+from .files import write_bytes, write_json
+from .image_export import export_image
+from .measured import MeasuredDataset, MeasuredItem, join
+from .observation import Observation
+from .progress import Progress, SilentProgress
+from .random import Streams
+from .session import Session
+from .wiener import Wiener, reduced_chi_square
+
+__all__ = ["RestoreOptions", "restore_files"]
+
+SCHEMA = 1
+_GROUP = 32
+"""Measurements at a time."""
+_USUAL = 256
+"""Held-out measurements that tell what is usual, at most."""
+_FAR = 3e-5
+"""Chance of a usual measurement to lie so far on one side that it is flagged."""
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What is written.
+
+    Attributes:
+        n: posterior samples of each measurement.
+        samples: how many of them are written.
+        quantiles: pixel by pixel, between 0 and 1.
+        seed: of the draws; equal seeds give equal files.
+    """
+
+    n: int = 64
+    samples: int = 0
+    quantiles: tuple[float, ...] = (0.05, 0.95)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise UserError(f"n={self.n}: a standard deviation needs 2 samples or more")
+        if not 0 <= self.samples <= self.n:
+            raise UserError(f"samples={self.samples}: at most the n={self.n} that are drawn")
+        for q in self.quantiles:
+            if not 0 < q < 1:
+                raise UserError(f"quantile {q:g}: it must lie between 0 and 1")
+
+
+def restore_files(
+    session: Session,
+    inputs: MeasuredDataset,
+    out: Path,
+    options: RestoreOptions,
+    about: dict[str, Any],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Restores every measurement, or those that an earlier call has not come to.
+
+    Args:
+        session: a trained run.
+        inputs: the measurements.
+        out: the folder, new or of the same restoration.
+        options: what is written.
+        about: run and inputs, as they were named; a folder of others is refused.
+        progress: told how far it is.
+
+    Returns:
+        The content of restoration.json.
+
+    Raises:
+        UserError: the run restores nothing, or the folder belongs to something else.
+    """
+    method = session.method
+    if "restore" not in method.artifacts:
+        raise UserError(f"method {session.config.method['name']} learns no posterior")
+    progress = progress or SilentProgress()
+    settings = {"schema": SCHEMA, **about, **asdict(options)}
+    settings["quantiles"] = list(options.quantiles)
+    device = session.context.device
+    operator = session.context.operator
+    total = sum(1 for _ in inputs.items(operator))
+    done = _open(out, settings)
+    since, problems = time.monotonic(), {}
+    with method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
+        usual = _Usual.of(session, options)
+        progress.begin("restoring", total, len(done))
+        for number, group in enumerate(_groups(inputs.items(operator))):
+            problems |= {item.name: item.problem for item in group if item.observation is None}
+            todo = [i for i in group if i.observation is not None and i.name not in done]
+            if todo:
+                generator = Streams(options.seed, device).fresh(f"restore.{number}")
+                observation = join([i.observation for i in todo if i.observation is not None])
+                observation = observation.to(device)
+                x = method.restore(observation, options.n, session.context, generator).cpu()
+                figures = usual.judge(observation, x.to(device))
+                for row, item in enumerate(todo):
+                    _write(out, item, x[:, row], inputs, session, options)
+                    line = {"name": item.name, **figures[row]}
+                    log.write(json.dumps(line) + "\n")
+                    done[item.name] = line
+                log.flush()
+            progress.advance(min((number + 1) * _GROUP, total), {})
+        progress.end()
+    flagged = sorted(name for name, line in done.items() if line["flags"])
+    summary = {
+        **settings,
+        "status": "finished",
+        "measurements": total,
+        "restored": len(done),
+        "flagged": flagged,
+        "problems": problems,
+        "usual": usual.to_json(),
+        "chi2": sum(line["chi2"] for line in done.values()) / max(len(done), 1),
+        "seconds": time.monotonic() - since,
+    }
+    write_json(out / "restoration.json", summary)
+    return summary
+
+
+def _open(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Makes the folder, or reads what an earlier call has done: lines by name."""
+    record = out / "restoration.json"
+    if not record.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is not empty; name a new folder with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(record, {**settings, "status": "unfinished"})
+        return {}
+    try:
+        stored = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{record} is damaged; name a new folder with --out") from error
+    other = next((key for key, value in settings.items() if stored.get(key) != value), None)
+    if other is not None:
+        raise UserError(
+            f"{out} holds a restoration with another {other} ({stored.get(other)}); name a new "
+            "folder with --out"
+        )
+    done = {}
+    log = out / "restoration.jsonl"
+    if log.exists():
+        for text in log.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # cut short by a kill: done again
+            done[line["name"]] = line
+        # A line that was cut short must not spoil the next one.
+        write_bytes(log, "".join(json.dumps(x) + "\n" for x in done.values()).encode())
+    return done
+
+
+def _groups(items: Iterator[MeasuredItem]) -> Iterator[list[MeasuredItem]]:
+    while group := list(islice(items, _GROUP)):
+        yield group
+
+
+def _write(
+    out: Path,
+    item: MeasuredItem,
+    x: Tensor,
+    inputs: MeasuredDataset,
+    session: Session,
+    options: RestoreOptions,
+) -> None:
+    """Files of one measurement from its samples (n, C, *spatial)."""
+    mean, std = x.mean(0), x.std(0)
+    zero = inputs.to_files(torch.zeros_like(std))
+    export_image(out / "mean" / item.name, inputs.to_files(mean))
+    export_image(out / "std" / item.name, inputs.to_files(std) - zero)
+    for q in options.quantiles:
+        export_image(
+            out / f"quantile-{100 * q:02.0f}" / item.name, inputs.to_files(x.quantile(q, dim=0))
+        )
+    for number, drawn in enumerate(x[: options.samples]):
+        export_image(out / "samples" / f"{item.name}-{number}", inputs.to_files(drawn))
+    if len(session.context.space.spatial) == 2:
+        _preview(out / "preview" / f"{item.name}.png", item, mean, std, session)
+
+
+def _preview(path: Path, item: MeasuredItem, mean: Tensor, std: Tensor, session: Session) -> None:
+    from .pictures import colour_map, contact_sheet, encode_png
+
+    space, operator = session.context.space, session.context.operator
+    assert item.observation is not None
+    seen = item.observation.y
+    if not operator.gives_images:
+        seen = operator.features(item.observation.to(session.context.device))
+        seen = seen[:, : space.channels].cpu()
+    grey = colour_map(std.mean(0, keepdim=True)[None], 0.0, max(float(std.mean(0).max()), 1e-12))
+    shown = [space.to_unit(seen[0].real.float()), space.to_unit(mean)]
+    shown = [image.expand(3, *image.shape[1:]) for image in shown if len(image) in (1, 3)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = contact_sheet(torch.stack([*shown, grey[0]]), columns=len(shown) + 1)
+    path.write_bytes(encode_png(sheet))
+
+
+@dataclass(frozen=True)
+class _Usual:
+    """Mean and standard deviation of χ² and −log p(y) over held-out measurements of the run."""
+
+    wiener: Wiener
+    session: Session
+    chi2: tuple[float, float]
+    nll: tuple[float, float] | None
+    far: float
+    """Standard deviations at which a measurement is flagged: more where few tell what is usual."""
+
+    @classmethod
+    def of(cls, session: Session, options: RestoreOptions) -> _Usual:
+        context = session.context
+        wiener = Wiener(context.moments, context.operator).to(context.device)
+        wiener.update(context.observations.params)
+        held = session.measurements.heldout[:_USUAL].to(context.device)
+        generator = Streams(options.seed, context.device).fresh("restore.usual")
+        chi2, nll = [], []
+        for start in range(0, len(held), _GROUP):
+            part = held[start : start + _GROUP]
+            x = session.method.restore(part, options.n, context, generator)
+            chi2.append(_chi_square(part, x))
+            if exact_wiener(context):
+                nll.append(gaussian_nll(wiener(part), part, context.moments))
+        found = torch.cat(chi2)
+        likelihood = _spread(torch.cat(nll)) if nll else None
+        return cls(wiener, session, _spread(found), likelihood, _far(len(found)))
+
+    def judge(self, observation: Observation, x: Tensor) -> list[dict[str, Any]]:
+        """χ², −log p(y) and flags of each of B measurements, from samples (n, B, C, *spatial)."""
+        chi2 = _chi_square(observation, x).tolist()
+        nll: list[float] | None = None
+        if self.nll is not None:
+            moments = self.session.context.moments
+            nll = gaussian_nll(self.wiener(observation), observation, moments).tolist()
+        found = []
+        for row, value in enumerate(chi2):
+            flags = []
+            away = (value - self.chi2[0]) / self.chi2[1]
+            if away > self.far:
+                flags.append("its restoration misses it by more than noise does")
+            elif away < -self.far:
+                flags.append("its restoration follows it more closely than noise allows")
+            line: dict[str, Any] = {"chi2": value}
+            if nll is not None and self.nll is not None:
+                line["nll"] = nll[row]
+                if (nll[row] - self.nll[0]) / self.nll[1] > self.far:
+                    flags.append("it is unlike the measurements that were learned from")
+            found.append({**line, "flags": flags})
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Mean and standard deviation of each figure."""
+        return {"chi2": self.chi2, **({} if self.nll is None else {"nll": self.nll})}
+
+
+def _chi_square(observation: Observation, x: Tensor) -> Tensor:
+    return torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0).cpu()
+
+
+def _far(count: int) -> float:
+    """Student's quantile for one more draw, in standard deviations of `count` others."""
+    from scipy.stats import t
+
+    return float(t.ppf(1 - _FAR, max(count - 1, 1))) * (1 + 1 / count) ** 0.5
+
+
+def _spread(values: Tensor) -> tuple[float, float]:
+    spread = float(values.double().std(correction=min(1, len(values) - 1)))
+    return float(values.double().mean()), max(spread, 1e-9)
