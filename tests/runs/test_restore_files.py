@@ -25,7 +25,7 @@ def scans(folder: Path, count: int = 70, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     ramp = np.linspace(-1, 1, 8)
     for i in range(count):
-        x = 0.5 * (rng.normal() * ramp[:, None] + rng.normal() * ramp[None, :])
+        x = 0.3 * (rng.normal() * ramp[:, None] + rng.normal() * ramp[None, :])
         y = (HIGH - LOW) / 2 * (x + rng.normal(0, 0.1, x.shape)) + (HIGH + LOW) / 2
         path = folder / ("late" if i >= count - 5 else ".") / f"scan.{i:03}.tif"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> flowdiff.Run:
 
 
 def test_files(run: flowdiff.Run, tmp_path: Path) -> None:
-    """Names of the inputs, float32 in their units; mean, width and quantiles are the posterior's."""
+    """Names of the inputs, float32 in their units; mean, width, quantiles are the posterior's."""
     inputs = scans(tmp_path / "in", 40, seed=1)
     options = RestoreOptions(n=200, samples=2)
     found = run.restore_files(inputs, tmp_path / "out", options=options)
@@ -187,6 +187,7 @@ def test_bad_input(
     more: list[str], words: str, run: flowdiff.Run, tmp_path: Path, run_cli: Cli
 ) -> None:
     inputs = scans(tmp_path / "in", 3)
-    code, _, err = run_cli("restore", str(run.path), str(inputs), "--out", str(tmp_path / "o"), *more)
+    out = tmp_path / "o"
+    code, _, err = run_cli("restore", str(run.path), str(inputs), "--out", str(out), *more)
     assert code == 2 and words in err
-    assert not (tmp_path / "o").exists()
+    assert not out.exists()
