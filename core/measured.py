@@ -7,8 +7,8 @@ the bound on held-out measurements, and the proximal test (`flowdiff.core.calibr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from .part import PartConfig
 from .source import Source, SourceConfig
 from .splits import divide, kept, shuffled
 
-__all__ = ["MeasuredConfig", "MeasuredDataset", "MeasuredItem", "join"]
+__all__ = ["MeasuredConfig", "MeasuredDataset", "MeasuredItem"]
 
 
 class MeasuredConfig(SourceConfig):
@@ -97,7 +97,7 @@ class MeasuredDataset(Source):
                 raise UserError(item.problem)
             found.append(item.observation)
             sources.append(item.source)
-        return join(found), torch.tensor(sources)
+        return Observation.join(found), torch.tensor(sources)
 
     def measurements(self, operator: ForwardOperator) -> Measurements:
         """All of them, divided by source into those to learn from and held-out ones."""
@@ -115,13 +115,3 @@ class MeasuredDataset(Source):
             kept(sources, chosen, name, self.config.n) for name, chosen in members.items()
         )
         return Measurements.of(observation[seen], observation[unseen], sources[seen])
-
-
-def join(observations: Sequence[Observation]) -> Observation:
-    """One batch of several, all of the same operator."""
-    first = observations[0]
-    return replace(
-        first,
-        y=torch.cat([o.y for o in observations]),
-        params={key: torch.cat([o.params[key] for o in observations]) for key in first.params},
-    )

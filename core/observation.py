@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,16 @@ class Observation:
         """The same observations on another device (the operator is not moved)."""
         return replace(
             self, y=self.y.to(device), params={k: v.to(device) for k, v in self.params.items()}
+        )
+
+    @staticmethod
+    def join(observations: Sequence[Observation]) -> Observation:
+        """One batch of several of the same operator and temperature, in their order."""
+        first = observations[0]
+        return replace(
+            first,
+            y=torch.cat([o.y for o in observations]),
+            params={key: torch.cat([o.params[key] for o in observations]) for key in first.params},
         )
 
     def repeat(self, n: int) -> Observation:

@@ -33,7 +33,7 @@ from .errors import UserError
 from .evaluation import exact_wiener, gaussian_nll
 from .files import write_bytes, write_json
 from .image_export import export_image
-from .measured import MeasuredDataset, MeasuredItem, join
+from .measured import MeasuredDataset, MeasuredItem
 from .observation import Observation
 from .progress import Progress, SilentProgress
 from .random import Streams
@@ -111,7 +111,8 @@ def restore_files(
     operator = session.context.operator
     total = sum(1 for _ in inputs.items(operator))
     done = _open(out, settings)
-    since, problems = time.monotonic(), {}
+    since = time.monotonic()
+    problems: dict[str, str] = {}
     with method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
         usual = _Usual.of(session, options)
         progress.begin("restoring", total, len(done))
@@ -120,8 +121,8 @@ def restore_files(
             todo = [i for i in group if i.observation is not None and i.name not in done]
             if todo:
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
-                observation = join([i.observation for i in todo if i.observation is not None])
-                observation = observation.to(device)
+                each = [i.observation for i in todo if i.observation is not None]
+                observation = Observation.join(each).to(device)
                 x = method.restore(observation, options.n, session.context, generator).cpu()
                 figures = usual.judge(observation, x.to(device))
                 for row, item in enumerate(todo):
