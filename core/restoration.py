@@ -118,19 +118,23 @@ def restore_files(
         progress.begin("restoring", total, len(done))
         for number, group in enumerate(_groups(inputs.items(operator))):
             problems |= {item.name: item.problem for item in group if item.observation is None}
-            todo = [i for i in group if i.observation is not None and i.name not in done]
-            if todo:
+            todo = [item for item in group if item.observation is not None]
+            # The whole group or nothing of it: its draws depend on all that are in it.
+            if any(item.name not in done for item in todo):
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
-                each = [i.observation for i in todo if i.observation is not None]
+                each = [item.observation for item in todo if item.observation is not None]
                 observation = Observation.join(each).to(device)
                 x = method.restore(observation, options.n, session.context, generator).cpu()
                 figures = usual.judge(observation, x.to(device))
                 for row, item in enumerate(todo):
                     _write(out, item, x[:, row], inputs, session, options)
-                    line = {"name": item.name, **figures[row]}
-                    log.write(json.dumps(line) + "\n")
-                    done[item.name] = line
+                lines = [
+                    {"name": item.name, **figure}
+                    for item, figure in zip(todo, figures, strict=True)
+                ]
+                log.write("".join(json.dumps(line) + "\n" for line in lines))
                 log.flush()
+                done |= {line["name"]: line for line in lines}
             progress.advance(min((number + 1) * _GROUP, total), {})
         progress.end()
     flagged = sorted(name for name, line in done.items() if line["flags"])
