@@ -47,11 +47,12 @@ from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .intake import as_observation
 from .loop import InterruptedRunError, train
+from .measurements import stored_range
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
 from .restoration import RestoreOptions, restore_files
-from .session import Session
+from .session import Session, file_range_of
 from .summary import summarise
 
 __all__ = ["Run", "open_run", "resolve_request", "resume", "run"]
@@ -198,7 +199,11 @@ class Run:
         session = Session.build(config, registry, measurements_file)
         session.setup_seconds = time.monotonic() - since
         created = cls(RunFolder.create(path, config), registry)
-        session.measurements.save(created.folder.measurements_file, session.context.space)
+        session.measurements.save(
+            created.folder.measurements_file,
+            session.context.space,
+            file_range_of(session.dataset),
+        )
         created._built = session
         return created
 
@@ -433,8 +438,9 @@ class Run:
         """
         session = self.session
         own: dict[str, Any] = {"name": MEASURED}
-        if self.config.data["name"] == MEASURED:
-            own = {k: self.config.data[k] for k in ("name", "range", "bounded")}
+        learned_from = stored_range(self.folder.measurements_file)
+        if learned_from is not None:
+            own["range"] = learned_from
         own |= {"shape": session.context.space.shape, **dict(reading or {}), "path": Path(inputs)}
         if params is not None:
             own["params"] = Path(params)
@@ -449,7 +455,8 @@ class Run:
             "digest": session.measurements.digest,
             "step": session.context.step,
             "inputs": str(Path(inputs).resolve()),
-            "reading": validated.model_dump(mode="json"),
+            "params": None if params is None else str(Path(params).resolve()),
+            "range": validated.model_dump(mode="json")["range"],
         }
         return restore_files(
             session, source, Path(out), options or RestoreOptions(), about, progress

@@ -80,6 +80,16 @@ class MeasuredDataset(Source):
             UserError: there are none, or nothing of them can be used.
         """
 
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of the items, in their order."""
+
+    @property
+    @abstractmethod
+    def file_range(self) -> tuple[float, float] | None:
+        """File values of a black and a white clean image; None where files are in image units."""
+
     @abstractmethod
     def to_files(self, x: Tensor) -> Tensor:
         """Images in image units to what files of the same kind would hold; any shape, float64."""

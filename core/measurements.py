@@ -25,7 +25,7 @@ from .operator import ForwardOperator
 from .random import Streams
 from .space import ImageSpace
 
-__all__ = ["Measurements", "content_hash", "stored_space"]
+__all__ = ["Measurements", "content_hash", "stored_range", "stored_space"]
 
 SCHEMA = 1
 _SOURCES = "train/sources"
@@ -82,9 +82,22 @@ class Measurements:
             unseen = operator.observe(heldout, streams.fresh("measurements.heldout"))
         return cls.of(seen, unseen, sources)
 
-    def save(self, path: Path, space: ImageSpace) -> None:
-        """Writes the safetensors file, atomically, with the space of the images behind them."""
-        content = {"schema": SCHEMA, "digest": self.digest, "space": asdict(space)}
+    def save(
+        self, path: Path, space: ImageSpace, file_range: tuple[float, float] | None = None
+    ) -> None:
+        """Writes the safetensors file, atomically.
+
+        Args:
+            path: the file.
+            space: of the images behind the measurements.
+            file_range: values of a black and a white clean image in the files that they come from.
+        """
+        content = {
+            "schema": SCHEMA,
+            "digest": self.digest,
+            "space": asdict(space),
+            "file_range": file_range,
+        }
         header = {"flowdiff": json.dumps(content)}
         write_bytes(path, save(_tensors(self.train, self.heldout, self.sources), header))
 
@@ -120,6 +133,13 @@ def stored_space(path: Path) -> ImageSpace | None:
     return ImageSpace(
         tuple(space["shape"]), tuple(limits) if limits else None, bool(space["bounded"])
     )
+
+
+def stored_range(path: Path) -> tuple[float, float] | None:
+    """What `Measurements.save` was told of the files that the measurements come from."""
+    with _opened(path) as (header, _):
+        found = header.get("file_range")
+    return None if found is None else (found[0], found[1])
 
 
 @contextmanager

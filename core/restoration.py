@@ -18,10 +18,13 @@ have.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,10 @@ from torch import Tensor
 
 from .errors import UserError
 from .evaluation import exact_wiener, gaussian_nll
-from .files import write_bytes, write_json
+from .files import write_json, write_text
 from .image_export import export_image
 from .measured import MeasuredDataset, MeasuredItem
+from .measurements import content_hash
 from .observation import Observation
 from .progress import Progress, SilentProgress
 from .random import Streams
@@ -48,7 +52,9 @@ _GROUP = 32
 _USUAL = 256
 """Held-out measurements that tell what is usual, at most."""
 _FAR = 3e-5
-"""Chance of a usual measurement to lie so far on one side that it is flagged."""
+"""Chance of a figure that has a Gaussian spread to lie so far on one side that it is flagged."""
+_LEAST = 8
+"""Held-out measurements that can tell what is usual, at least."""
 
 
 @dataclass(frozen=True)
@@ -109,39 +115,48 @@ def restore_files(
     settings["quantiles"] = list(options.quantiles)
     device = session.context.device
     operator = session.context.operator
-    total = sum(1 for _ in inputs.items(operator))
+    # Files are read on the CPU, wherever the run is.
+    reader = copy.deepcopy(operator).cpu()
+    names = _names(inputs, out, about)
+    next(inputs.items(reader), None)  # what is wrong with all of them, before a folder is made
     done = _open(out, settings)
     since = time.monotonic()
     problems: dict[str, str] = {}
     with method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
         usual = _Usual.of(session, options)
-        progress.begin("restoring", total, len(done))
-        for number, group in enumerate(_groups(inputs.items(operator))):
+        progress.begin("restoring", len(names))
+        for number, group in enumerate(_groups(inputs.items(reader))):
             problems |= {item.name: item.problem for item in group if item.observation is None}
             todo = [item for item in group if item.observation is not None]
             # The whole group or nothing of it: its draws depend on all that are in it.
-            if any(item.name not in done for item in todo):
+            if any(done.get(i.name, {}).get("content") != _content(i) for i in todo):
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
                 each = [item.observation for item in todo if item.observation is not None]
-                observation = Observation.join(each).to(device)
+                observation = replace(Observation.join(each).to(device), operator=operator)
                 x = method.restore(observation, options.n, session.context, generator).cpu()
                 figures = usual.judge(observation, x.to(device))
+                lines = []
                 for row, item in enumerate(todo):
+                    if not torch.isfinite(x[:, row]).all():
+                        problems[item.name] = (
+                            f"{item.name}: the posterior gives values that are not finite"
+                        )
+                        continue
                     _write(out, item, x[:, row], inputs, session, options)
-                lines = [
-                    {"name": item.name, **figure}
-                    for item, figure in zip(todo, figures, strict=True)
-                ]
+                    lines.append({"name": item.name, "content": _content(item), **figures[row]})
                 log.write("".join(json.dumps(line) + "\n" for line in lines))
                 log.flush()
                 done |= {line["name"]: line for line in lines}
-            progress.advance(min((number + 1) * _GROUP, total), {})
+            progress.advance(min((number + 1) * _GROUP, len(names)), {})
         progress.end()
-    flagged = sorted(name for name, line in done.items() if line["flags"])
+    # What an earlier call restored of files that are gone, or broken now, is no part of this one.
+    done = {name: done[name] for name in names if name in done and name not in problems}
+    _write_log(out / "restoration.jsonl", done)
+    flagged = [name for name, line in done.items() if line["flags"]]
     summary = {
         **settings,
         "status": "finished",
-        "measurements": total,
+        "measurements": len(names),
         "restored": len(done),
         "flagged": flagged,
         "problems": problems,
@@ -182,8 +197,37 @@ def _open(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 continue  # cut short by a kill: done again
             done[line["name"]] = line
         # A line that was cut short must not spoil the next one.
-        write_bytes(log, "".join(json.dumps(x) + "\n" for x in done.values()).encode())
+        _write_log(log, done)
     return done
+
+
+def _write_log(path: Path, done: Mapping[str, Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(line) + "\n" for line in done.values()))
+
+
+def _names(inputs: MeasuredDataset, out: Path, about: Mapping[str, Any]) -> list[str]:
+    """Names of the results.
+
+    Raises:
+        UserError: two are the same, or the results would lie among the measurements.
+    """
+    if Path(about["inputs"]) in out.resolve().parents or str(out.resolve()) == about["inputs"]:
+        raise UserError(f"--out {out} lies among the measurements; name a folder elsewhere")
+    names = inputs.names
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"two measurements would be written as {twice}: their files differ in the ending "
+            "only; rename one"
+        )
+    return names
+
+
+def _content(item: MeasuredItem) -> str:
+    """A hash of the measurement and its parameters: a file that has changed is restored anew."""
+    assert item.observation is not None
+    tensors = {"y": item.observation.y, **item.observation.params}
+    return content_hash(tensors)[:16]
 
 
 def _groups(items: Iterator[MeasuredItem]) -> Iterator[list[MeasuredItem]]:
@@ -206,7 +250,7 @@ def _write(
     export_image(out / "std" / item.name, inputs.to_files(std) - zero)
     for q in options.quantiles:
         export_image(
-            out / f"quantile-{100 * q:02.0f}" / item.name, inputs.to_files(x.quantile(q, dim=0))
+            out / f"quantile-{percent(q)}" / item.name, inputs.to_files(x.quantile(q, dim=0))
         )
     for number, drawn in enumerate(x[: options.samples]):
         export_image(out / "samples" / f"{item.name}-{number}", inputs.to_files(drawn))
@@ -214,15 +258,20 @@ def _write(
         _preview(out / "preview" / f"{item.name}.png", item, mean, std, session)
 
 
+def percent(q: float) -> str:
+    """05 of .05, 97.5 of .975."""
+    whole, _, rest = f"{100 * q:g}".partition(".")
+    return whole.zfill(2) + (f".{rest}" if rest else "")
+
+
 def _preview(path: Path, item: MeasuredItem, mean: Tensor, std: Tensor, session: Session) -> None:
     from .pictures import colour_map, contact_sheet, encode_png
 
-    space, operator = session.context.space, session.context.operator
+    space = session.context.space
     assert item.observation is not None
     seen = item.observation.y
-    if not operator.gives_images:
-        seen = operator.features(item.observation.to(session.context.device))
-        seen = seen[:, : space.channels].cpu()
+    if not item.observation.operator.gives_images:
+        seen = item.observation.features()[:, : space.channels]
     grey = colour_map(std.mean(0, keepdim=True)[None], 0.0, max(float(std.mean(0).max()), 1e-12))
     shown = [space.to_unit(seen[0].real.float()), space.to_unit(mean)]
     shown = [image.expand(3, *image.shape[1:]) for image in shown if len(image) in (1, 3)]
@@ -239,8 +288,9 @@ class _Usual:
     session: Session
     chi2: tuple[float, float]
     nll: tuple[float, float] | None
-    far: float
-    """Standard deviations at which a measurement is flagged: more where few tell what is usual."""
+    far: float | None
+    """Standard deviations at which a measurement is flagged: more where few tell what is usual,
+    and None where too few do."""
 
     @classmethod
     def of(cls, session: Session, options: RestoreOptions) -> _Usual:
@@ -256,13 +306,15 @@ class _Usual:
             chi2.append(_chi_square(part, x))
             if exact_wiener(context):
                 nll.append(gaussian_nll(wiener(part), part, context.moments))
-        found = torch.cat(chi2)
+        # The cube root of χ² has nearly a Gaussian spread (Wilson and Hilferty, 1931).
+        found = torch.cat(chi2).pow(1 / 3)
         likelihood = _spread(torch.cat(nll)) if nll else None
         return cls(wiener, session, _spread(found), likelihood, _far(len(found)))
 
     def judge(self, observation: Observation, x: Tensor) -> list[dict[str, Any]]:
         """χ², −log p(y) and flags of each of B measurements, from samples (n, B, C, *spatial)."""
         chi2 = _chi_square(observation, x).tolist()
+        far = math.inf if self.far is None else self.far
         nll: list[float] | None = None
         if self.nll is not None:
             moments = self.session.context.moments
@@ -270,33 +322,37 @@ class _Usual:
         found = []
         for row, value in enumerate(chi2):
             flags = []
-            away = (value - self.chi2[0]) / self.chi2[1]
-            if away > self.far:
+            away = (value ** (1 / 3) - self.chi2[0]) / self.chi2[1]
+            if away > far:
                 flags.append("its restoration misses it by more than noise does")
-            elif away < -self.far:
+            elif away < -far:
                 flags.append("its restoration follows it more closely than noise allows")
             line: dict[str, Any] = {"chi2": value}
             if nll is not None and self.nll is not None:
                 line["nll"] = nll[row]
-                if (nll[row] - self.nll[0]) / self.nll[1] > self.far:
+                if (nll[row] - self.nll[0]) / self.nll[1] > far:
                     flags.append("it is unlike the measurements that were learned from")
             found.append({**line, "flags": flags})
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Mean and standard deviation of each figure."""
-        return {"chi2": self.chi2, **({} if self.nll is None else {"nll": self.nll})}
+        """Mean and standard deviation of each figure, of χ² those of its cube root."""
+        found: dict[str, Any] = {"cube_root_of_chi2": self.chi2, "nll": self.nll}
+        return {**found, "deviations_that_are_flagged": self.far}
 
 
 def _chi_square(observation: Observation, x: Tensor) -> Tensor:
     return torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0).cpu()
 
 
-def _far(count: int) -> float:
+def _far(count: int) -> float | None:
     """Student's quantile for one more draw, in standard deviations of `count` others."""
     from scipy.stats import t
 
-    return float(t.ppf(1 - _FAR, max(count - 1, 1))) * (1 + 1 / count) ** 0.5
+    if count < _LEAST:
+        return None
+
+    return float(t.ppf(1 - _FAR, count - 1)) * (1 + 1 / count) ** 0.5
 
 
 def _spread(values: Tensor) -> tuple[float, float]:

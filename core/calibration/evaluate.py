@@ -117,6 +117,8 @@ def calibrate(
     limit = session.config.eval.max_images if images is None else images
     truth = None if session.clean is None else session.clean.split("second")[:limit]
     heldout = session.measurements.heldout[:limit].to(context.device)
+    if len(heldout) < 2:
+        raise UserError("calibration needs at least 2 held-out measurements, and the run has 1")
     streams = Streams(seed, context.device)
     directions = Streams(seed).fresh("calibration.directions")
     probes = Probes.draw(context.space.dimension, DIRECTIONS, directions, _scale(session))

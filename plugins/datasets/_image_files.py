@@ -18,12 +18,13 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"})
 """What `read_image` can read, in lower case."""
 
 
-def read_image(path: Path) -> tuple[Tensor, str]:
+def read_image(path: Path, finite: bool = True) -> tuple[Tensor, str]:
     """Reads a grey or colour image.
 
     Args:
         path: a PNG, JPEG, TIFF or NPY file. A TIFF or NPY array has shape (H, W), (H, W, C) or
             (C, H, W) with C = 1 or 3. The orientation that a camera noted in a JPEG is applied.
+        finite: whether values that are not finite are refused.
 
     Returns:
         The file's own values as a float64 tensor of shape (C, H, W), and their data type, such as
@@ -61,7 +62,7 @@ def read_image(path: Path) -> tuple[Tensor, str]:
     if values.dtype.kind not in "buif":
         raise UserError(f"{path} holds {dtype} values; an image needs real numbers")
     tensor = torch.from_numpy(_channels_first(values, path).astype(np.float64))
-    if not torch.isfinite(tensor).all():
+    if finite and not torch.isfinite(tensor).all():
         raise UserError(f"{path} holds values that are not finite; repair or remove it")
     return tensor, dtype
 

@@ -48,8 +48,8 @@ class Entry:
 
     @property
     def dtype(self) -> str:
-        """Data type in the file, such as ``uint16``."""
-        return str(self.values.dtype)
+        """Data type in the file, such as ``uint16``, whatever its byte order."""
+        return str(self.values.dtype.newbyteorder("="))
 
     @property
     def name(self) -> str:
@@ -64,9 +64,9 @@ class Entry:
 
 
 def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
-    """The archive, or the files of a folder in alphabetical order; sub-folders are read too.
+    """The file that was named, or those of a folder, in the order of their names as text.
 
-    Names that begin with a dot are passed over.
+    Sub-folders are read too, links to such are not. Names that begin with a dot are passed over.
 
     Raises:
         UserError: nothing was named, it does not exist, or there is nothing in it.
@@ -81,27 +81,31 @@ def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
     if not path.is_dir():
         raise UserError(f"{option} {path} does not exist; give a folder or an archive")
     files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        (
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in EXTENSIONS
+            and file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ),
+        key=lambda file: file.relative_to(path).as_posix(),
     )
     if not files:
         raise UserError(f"{option} {path} holds no measurement ({_endings(EXTENSIONS)})")
     return files
 
 
-def entries(files: list[Path]) -> Iterator[Entry]:
+def entries(files: list[Path], alone: bool) -> Iterator[Entry]:
     """The measurements one by one, in the order of the files; of unreadable files the problem.
 
     Args:
         files: as `files_of` finds them.
+        alone: whether it is one file that was named, an archive or a stack, and not a folder.
 
     Raises:
         UserError: an archive is unreadable, or holds what are no measurements.
     """
-    if len(files) == 1 and files[0].suffix.lower() in ARCHIVES:
+    if alone and files[0].suffix.lower() in ARCHIVES:
         for row, values in enumerate(_stack(files[0])):
             yield Entry(files[0], row, row, values)
         return
@@ -112,9 +116,8 @@ def entries(files: list[Path]) -> Iterator[Entry]:
                 yield Entry(file, None, number, _single(file))
                 continue
             for page, values in enumerate(pages):
-                # Pages of one of several files belong together; a stack alone is like an archive.
-                source = page if len(files) == 1 else number
-                yield Entry(file, page, source, values[None])
+                # Pages of a file in a folder belong together; a stack alone is like an archive.
+                yield Entry(file, page, page if alone else number, values[None])
         except UserError as error:
             yield Entry(file, None, number, None, str(error))
 
@@ -130,6 +133,8 @@ def _stack(path: Path) -> Any:
         )
     if arrays[name].ndim < 2:
         raise UserError(f"{path}: {name} has shape {arrays[name].shape}, and not (N, …)")
+    if not len(arrays[name]):
+        raise UserError(f"{path} holds no measurement: {name} has shape {arrays[name].shape}")
     return arrays[name]
 
 
@@ -137,7 +142,8 @@ def _single(file: Path) -> Any:
     """The array of a file with one measurement, in its own data type."""
     if file.suffix.lower() == ".npy":
         return read_arrays(file)[_SINGLE]
-    tensor, dtype = read_image(file)
+    # Where nothing was observed a file may hold anything; it is asked later.
+    tensor, dtype = read_image(file, finite=False)
     return tensor.numpy().astype(dtype)
 
 
@@ -194,18 +200,31 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
 
 
 def _pages(path: Path) -> list[Any] | None:
-    """The grey pages of a TIFF that has several; None of one that is a single image."""
+    """The grey pages of a TIFF that has several; None of one that is a single image.
+
+    Raises:
+        UserError: pages of several kinds.
+    """
     from tifffile import TiffFile, TiffFileError
 
     try:
         with TiffFile(path) as file:
-            series = file.series[0] if file.series else None
-            pages = len(file.pages)
-            if series is None or pages < 2 or len(series.shape) != 3 or len(series) != pages:
+            if len(file.pages) < 2:
                 return None
-            return list(series.asarray())
+            pages = [series.asarray() for series in file.series]
     except (OSError, ValueError, KeyError, struct.error, zlib.error, TiffFileError):
         return None  # `read_image` says what is wrong
+    if len(pages) == 1:
+        # A stack, or the planes of one colour image.
+        stack = pages[0]
+        return list(stack) if stack.ndim == 3 and len(stack) == len(file.pages) else None
+    first = pages[0]
+    if first.ndim != 2 or any((p.shape, p.dtype) != (first.shape, first.dtype) for p in pages):
+        raise UserError(
+            f"{path} holds {len(pages)} images of several kinds; write grey ones of one size, or "
+            "a file for each"
+        )
+    return pages
 
 
 def _endings(names: frozenset[str]) -> str:

@@ -97,13 +97,32 @@ class Measured(MeasuredDataset):
     def _files(self) -> list[Path]:
         return files_of(self.settings.path)
 
+    @property
+    def _top(self) -> Path:
+        """The folder that names are relative to."""
+        assert self.settings.path is not None
+        path = self.settings.path.expanduser()
+        return path.parent if path.is_file() else path
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [entry.stem(self._top) for entry in self._entries()]
+
+    @property
+    def file_range(self) -> tuple[float, float] | None:
+        return self.settings.range or full_range(self._first.dtype)
+
+    def _entries(self) -> Iterator[Entry]:
+        assert self.settings.path is not None
+        return entries(self._files, self.settings.path.expanduser().is_file())
+
     @cached_property
     def _first(self) -> Entry:
         """The first that can be read: shape and data type of all."""
-        readable = (entry for entry in entries(self._files) if not entry.problem)
+        readable = (entry for entry in self._entries() if not entry.problem)
         first = next(readable, None)
         if first is None:
-            raise UserError(next(entries(self._files)).problem)
+            raise UserError(next(self._entries()).problem)
         return first
 
     @property
@@ -116,14 +135,10 @@ class Measured(MeasuredDataset):
         return ImageSpace(shape, bounded=bounded)
 
     def items(self, operator: ForwardOperator) -> Iterator[MeasuredItem]:
-        count = sum(1 for _ in entries(self._files)) if self.settings.params else 0
-        params = self._parameters(operator, count)
+        params = self._parameters(operator)
         folders: dict[str, int] = {}
-        assert self.settings.path is not None
-        top = self.settings.path.expanduser()
-        if top.is_file():
-            top = top.parent
-        for number, entry in enumerate(entries(self._files)):
+        top = self._top
+        for number, entry in enumerate(self._entries()):
             source = entry.source
             if self.settings.source == "folder":
                 source = folders.setdefault(str(entry.file.parent), len(folders))
@@ -136,8 +151,7 @@ class Measured(MeasuredDataset):
                 yield MeasuredItem(entry.stem(top), source, observation)
 
     def to_files(self, x: Tensor) -> Tensor:
-        bounds = self.settings.range or full_range(self._first.dtype) or (-1.0, 1.0)
-        scale, offset = _scale(bounds)
+        scale, offset = _scale(self.file_range or (-1.0, 1.0))
         return scale * x.double() + offset
 
     def _observation(
@@ -172,40 +186,44 @@ class Measured(MeasuredDataset):
             raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
         return as_observation(self._to_units(y, dtype, operator, params), params, operator)
 
-    def _parameters(self, operator: ForwardOperator, count: int) -> dict[str, Tensor]:
+    def _parameters(self, operator: ForwardOperator) -> dict[str, Tensor]:
         """Those of the file, by their full names."""
+        file = self.settings.params
         wanted = operator.draw_params((1, *operator.space.shape), torch.Generator())
         if not wanted:
-            if self.settings.params is not None:
+            if file is not None:
                 raise UserError("--params was given, and the operator has no parameters")
             return {}
-        if self.settings.params is None:
+        if file is None:
             raise UserError(
                 f"the operator has parameters of each measurement ({', '.join(sorted(wanted))}); "
                 "give them with --params FILE"
             )
-        given = parameters(self.settings.params)
+        given, count = parameters(file), len(self.names)
+        shorts = [name.rpartition(".")[2] for name in wanted]
         found = {}
-        for name in wanted:
+        for name, like in wanted.items():
             short = name.rpartition(".")[2]
-            key = next((key for key in (name, short) if key in given), None)
+            own = (name, short) if shorts.count(short) == 1 else (name,)
+            key = next((key for key in own if key in given), None)
             if key is None:
+                raise UserError(f"{file} has no {name}, only {', '.join(sorted(given))}")
+            value = given[key]
+            if value.ndim == 0 or value.dtype.kind not in "buifc":
+                raise UserError(f"{file}: {key} is no array of numbers with a row for each")
+            if len(value) != count:
                 raise UserError(
-                    f"{self.settings.params} has no {name}, only {', '.join(sorted(given))}"
+                    f"{file}: {key} is of {len(value)} measurements, and there are {count}"
                 )
-            found[name] = torch.from_numpy(given[key])
-            if len(found[name]) != count:
-                raise UserError(
-                    f"{self.settings.params}: {key} is of {len(found[name])} measurements, and "
-                    f"there are {count}"
-                )
+            native = value.astype(value.dtype.newbyteorder("="))
+            found[name] = torch.from_numpy(native).to(like.dtype)
         return found
 
     def _to_units(
         self, y: Tensor, dtype: str, operator: ForwardOperator, params: dict[str, Tensor]
     ) -> Tensor:
         bounds = self.settings.range or full_range(dtype)
-        if bounds is None:
+        if bounds is None or bounds == (-1.0, 1.0):
             return y
         if not operator.linear:
             raise UserError(
@@ -224,7 +242,13 @@ def _scale(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(C, H, W) of a measurement that looks like an image."""
+    """(C, H, W) of a measurement that looks like an image.
+
+    Raises:
+        UserError: it is a single number.
+    """
+    if not shape:
+        raise UserError("the measurements are single numbers; say what images have: data.shape")
     if len(shape) == 2:
         return (1, *shape)
     if len(shape) == 3 and shape[-1] in (1, 3) and shape[0] not in (1, 3):

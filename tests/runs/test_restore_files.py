@@ -170,6 +170,76 @@ def test_broken_files_are_named_and_the_rest_goes_on(
     scans(inputs, 8, seed=1)
     code, out, _ = run_cli(*words)
     assert code == 0 and "8 of 8 restored" in out
+    log = tmp_path / "out" / "restoration.jsonl"
+    assert len(log.read_text().splitlines()) == 8
+
+
+def test_what_has_changed_is_restored_anew(run: flowdiff.Run, tmp_path: Path) -> None:
+    """Another content under a name that is done; and what is gone is in no summary."""
+    inputs = scans(tmp_path / "in", 8, seed=1)
+    options = RestoreOptions(n=4)
+    run.restore_files(inputs, tmp_path / "out", options=options)
+    names = sorted(inputs.glob("*.tif"))
+    before = tifffile.imread(tmp_path / "out" / "mean" / names[0].name)
+    tifffile.imwrite(names[0], tifffile.imread(names[0]) + 4000)
+    names[1].unlink()
+    found = run.restore_files(inputs, tmp_path / "out", options=options)
+    assert found["measurements"] == found["restored"] == 7
+    mean = tifffile.imread(tmp_path / "out" / "mean" / names[0].name)
+    assert float((mean - before).mean()) > 1000
+
+
+def test_values_that_are_not_finite_are_no_result(
+    run: flowdiff.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = scans(tmp_path / "in", 8, seed=1)
+    honest = run.session.method.restore
+
+    def broken(observation: Observation, *rest: Any) -> torch.Tensor:
+        x = honest(observation, *rest)
+        if len(observation) == 8:
+            x[:, 2] = torch.nan
+        return x
+
+    monkeypatch.setattr(run.session.method, "restore", broken)
+    found = run.restore_files(inputs, tmp_path / "out", options=RestoreOptions(n=4))
+    assert found["restored"] == 7 and len(found["problems"]) == 1
+    assert json.loads((tmp_path / "out" / "restoration.json").read_text())["status"] == "finished"
+
+
+def test_results_need_names_and_a_place_of_their_own(run: flowdiff.Run, tmp_path: Path) -> None:
+    inputs = scans(tmp_path / "in", 8)
+    with pytest.raises(UserError, match="lies among the measurements"):
+        run.restore_files(inputs, inputs / "out")
+    np.save(inputs / "scan.000.npy", np.zeros((8, 8), "uint16"))
+    with pytest.raises(UserError, match=r"two measurements would be written as scan\.000"):
+        run.restore_files(inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_units_of_the_run_hold_for_other_files(run: flowdiff.Run, tmp_path: Path) -> None:
+    """Floating-point files in the units that the run learned from, and quantiles by name."""
+    inputs = scans(tmp_path / "in", 8, seed=1)
+    whole = run.restore_files(inputs, tmp_path / "a", options=RestoreOptions(n=4))
+    for path in inputs.rglob("*.tif"):
+        tifffile.imwrite(path, tifffile.imread(path).astype("float32"))
+    options = RestoreOptions(n=4, quantiles=(0.02, 0.025))
+    found = run.restore_files(inputs, tmp_path / "b", options=options)
+    assert found["chi2"] == pytest.approx(whole["chi2"])
+    assert (tmp_path / "b" / "quantile-02").is_dir()
+    assert (tmp_path / "b" / "quantile-02.5").is_dir()
+
+
+def test_few_held_out_measurements_flag_nothing(tmp_path: Path) -> None:
+    few = flowdiff.run(
+        measurements=scans(tmp_path / "scans", 12),
+        op="gaussian_noise",
+        method="gaussian_fit",
+        out=tmp_path / "run",
+        settings={"data.range": [LOW, HIGH], "eval.n_posterior": 4},
+    )
+    found = few.restore_files(tmp_path / "scans", tmp_path / "out", options=RestoreOptions(n=4))
+    assert found["flagged"] == [] and found["usual"]["deviations_that_are_flagged"] is None
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,33 @@ def test_pages_of_a_file_are_of_one_source(tmp_path: Path) -> None:
     assert len(alone) == 3 and sources.tolist() == [0, 1, 2]
 
 
+def test_pages_that_were_written_one_by_one(tmp_path: Path) -> None:
+    """Each is a series of its own in the file; of several sizes they are refused."""
+    stack = RNG.normal(size=(4, 6, 5)).astype("float32")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in stack:
+            file.write(page, contiguous=False, photometric="minisblack")
+    y, _ = read(tmp_path)
+    torch.testing.assert_close(y, torch.tensor(stack)[:, None])
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(stack[0])
+        file.write(stack[0, :3])
+    with pytest.raises(UserError, match="2 images of several kinds"):
+        read(tmp_path)
+
+
+def test_order_byte_order_and_one_file(tmp_path: Path) -> None:
+    """Names as text; a folder with one NPY has one measurement; big-endian is the same number."""
+    for i in (2, 10):
+        np.save(tmp_path / f"{i}.npy", np.full((6, 5), 1000 * i, ">u2"))
+    y, _ = read(tmp_path)
+    wanted = torch.tensor([10000, 2000]) / 65535 * 2 - 1
+    torch.testing.assert_close(y[:, 0, 0, 0], wanted)
+    (tmp_path / "2.npy").unlink()
+    data = Measured(MeasuredFilesConfig(path=tmp_path))
+    assert data.names == ["10"] and data.space == ImageSpace((1, 6, 5), bounded=True)
+
+
 @pytest.mark.parametrize("ending", ["npy", "npz", "h5", "deepinv"])
 def test_archives(ending: str, tmp_path: Path) -> None:
     """An array of many is many measurements, each of its own source."""
@@ -114,6 +141,15 @@ def test_what_was_not_observed_may_be_anything(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", y)
     found, _ = read(tmp_path / "y.npy", made_by, params=tmp_path / "p.npz")
     assert torch.equal(found, 0.5 * mask)
+    for kind in ("uint8", "float64", ">f4"):
+        np.savez(tmp_path / "p.npz", mask=mask.numpy().astype(kind))
+        again, _ = read(tmp_path / "y.npy", made_by, params=tmp_path / "p.npz")
+        assert torch.equal(again, found)
+    (tmp_path / "set").mkdir()
+    for i, image in enumerate(y):
+        tifffile.imwrite(tmp_path / "set" / f"{i}.tif", image[0])
+    again, _ = read(tmp_path / "set", made_by, params=tmp_path / "p.npz")
+    assert torch.equal(again, found)
     y[1][mask[1].numpy()] = np.nan
     np.save(tmp_path / "y.npy", y)
     with pytest.raises(UserError, match=r"y\.npy\[1\] holds values that are not finite"):
@@ -159,6 +195,8 @@ def _save(**arrays: Any) -> Any:
         (_save(y=np.zeros((3, 1, 6, 4))), "y.npz", {"shape": (1, 6, 5)}, "has shape 1×6×4"),
         (_save(y=np.zeros((3, 1, 6, 5), "U1")), "y.npz", {}, "give numbers"),
         (_save(y=np.zeros((1, 1, 6, 5))), "y.npz", {}, "of one source"),
+        (_save(y=np.zeros((0, 1, 6, 5))), "y.npz", {}, "holds no measurement"),
+        (_save(y=np.zeros(4)), "y.npz", {}, "and not"),
     ],
 )  # fmt: skip
 def test_refusals(
@@ -179,6 +217,9 @@ def test_parameters_are_refused_by_name(tmp_path: Path) -> None:
         read(tmp_path / "y.npy", made_by, params=tmp_path / "p.npz")
     np.savez(tmp_path / "p.npz", musk=np.ones((3, 1, 6, 5), bool))
     with pytest.raises(UserError, match=r"has no random_mask\.mask, only musk"):
+        read(tmp_path / "y.npy", made_by, params=tmp_path / "p.npz")
+    np.savez(tmp_path / "p.npz", mask=np.float32(1))
+    with pytest.raises(UserError, match="mask is no array of numbers"):
         read(tmp_path / "y.npy", made_by, params=tmp_path / "p.npz")
     with pytest.raises(UserError, match="the operator has no parameters"):
         read(tmp_path / "y.npy", params=tmp_path / "p.npz")
