@@ -36,6 +36,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .errors import UserError
 from .gaussian import Gaussian
 from .network import Network
 from .observation import Observation
@@ -102,7 +103,7 @@ class ConditionalFlow(AmortizedPosterior):
         # A place of its own: what stands beside the flow's settings is not for this network.
         place = replace(context, nested={"network": self.config.regressor_settings})
         if self.config.regressor_settings.get("dropout"):
-            raise ValueError(
+            raise UserError(
                 "posterior.regressor_settings: no dropout, it would give a density another value "
                 "at every call"
             )

@@ -167,7 +167,10 @@ def test_wrong_settings_are_named() -> None:
 
 
 def test_dropout_does_not_make_the_density_random() -> None:
-    made, observation, gaussian = flow((1, 8, 8), regressor_settings={"dropout": 0.5})
+    """A network's own dropout is off in a posterior, and asking for one is refused."""
+    with pytest.raises(UserError, match=r"posterior\.regressor_settings: no dropout"):
+        flow((1, 8, 8), regressor_settings={"dropout": 0.5})
+    made, observation, gaussian = flow((1, 8, 8))
     perturb(made)
     images = gaussian.sample(4, seeded(5))
     first, second = (made.log_prob(images, observation) for _ in range(2))
