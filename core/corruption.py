@@ -13,7 +13,6 @@ are in image units, [-1, 1] for clean images, unclipped.
 
 from __future__ import annotations
 
-import io
 import shlex
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from .config import RunConfig
 from .dataset import Dataset, Split
 from .errors import UserError
 from .image_export import export_image
+from .operator import ForwardOperator
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import Registry
@@ -102,7 +102,7 @@ def corrupt(
             progress.advance(min(start + _CHUNK, len(images)), {})
         progress.end()
         _write_params(work / "params.npz", {k: torch.cat(v) for k, v in params.items()})
-        command = _command(config, registry, out, dataset, bool(params), names)
+        command = _command(config, registry, out, operator, bool(params), names)
         record = {
             "data": config.data,
             "split": split,
@@ -110,16 +110,15 @@ def corrupt(
             "seed": config.seed,
             "images": len(images),
             "image_shape": list(dataset.space.shape),
-            "value_range": dataset.space.value_range and list(dataset.space.value_range),
+            "value_range": list(dataset.space.value_range),
             "learn": command,
         }
         text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
         (work / "corruption.yaml").write_text(text, encoding="utf-8")
         work.chmod(0o755)
         work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # nothing is there once it has its name
     return command
 
 
@@ -137,17 +136,15 @@ def _write_params(path: Path, params: dict[str, Tensor]) -> None:
 
     if not params:
         return
-    buffer = io.BytesIO()
     save: Callable[..., None] = np.savez_compressed
-    save(buffer, **{key: value.cpu().numpy() for key, value in params.items()})
-    path.write_bytes(buffer.getvalue())
+    save(path, **{key: value.cpu().numpy() for key, value in params.items()})
 
 
 def _command(
     config: RunConfig,
     registry: Registry,
     out: Path,
-    dataset: Dataset,
+    operator: ForwardOperator,
     has_params: bool,
     names: list[str],
 ) -> str:
@@ -162,12 +159,12 @@ def _command(
         for key, value in part.items():
             if key != "name" and value != usual.get(key):
                 words += ["--set", f"op.{part['name']}.{key}={_yaml(value)}"]
-    operator = build_operator(config.operator, dataset.space, registry)
-    if not operator.gives_images or len(dataset.space.shape) != 3:
-        words += ["--set", f"data.shape={_yaml(list(dataset.space.shape))}"]
+    space = operator.space
+    if not operator.gives_images or len(space.shape) != 3:
+        words += ["--set", f"data.shape={_yaml(list(space.shape))}"]
     if any("/" in name for name in names):
         words += ["--set", "data.source=folder"]
-    if dataset.space.bounded:
+    if space.bounded:
         words += ["--set", "data.bounded=true"]
     return shlex.join(words)
 

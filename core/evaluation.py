@@ -130,11 +130,7 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
         ),
         "gaussian_fit": ("untrained: its Wiener posterior's samples", untrained[0]),
     }
-    images |= {
-        name: x[:shown]
-        for name, (_, x) in sets.items()
-        if name not in ("measurements", "second_split")
-    }
+    images |= {name: x[:shown] for name, (_, x) in sets.items() if name != "measurements"}
     if clean is not None:
         sets["second_split"] = ("second clean split", clean.truth)
     definitions, rows, differences = _compare(work, sets)

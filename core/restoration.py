@@ -4,8 +4,8 @@
 
     OUT/mean/NAME.tif          posterior mean; std/, quantile-05/, quantile-95/, samples/ beside it
     OUT/preview/NAME.png       measurement, mean and standard deviation, for people
-    OUT/restoration.jsonl      one line for each measurement: χ², flags, or why there is nothing
-    OUT/restoration.json       settings, and at the end the summary
+    OUT/restoration.jsonl      one line for each restored measurement: χ², −log p(y), flags
+    OUT/restoration.json       settings, and at the end the summary, with what was not restored
 
 Values are in the units of the measurements' own files. Measurements are restored a group at a
 time, so memory does not grow with their number; what has its line is not done again after a kill.
@@ -129,7 +129,8 @@ def restore_files(
             problems |= {item.name: item.problem for item in group if item.observation is None}
             todo = [item for item in group if item.observation is not None]
             # The whole group or nothing of it: its draws depend on all that are in it.
-            if any(done.get(i.name, {}).get("content") != _content(i) for i in todo):
+            contents = {item.name: _content(item) for item in todo}
+            if any(done.get(name, {}).get("content") != own for name, own in contents.items()):
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
                 each = [item.observation for item in todo if item.observation is not None]
                 observation = replace(Observation.join(each).to(device), operator=operator)
@@ -143,7 +144,8 @@ def restore_files(
                         )
                         continue
                     _write(out, item, x[:, row], inputs, session, options)
-                    lines.append({"name": item.name, "content": _content(item), **figures[row]})
+                    own = {"name": item.name, "content": contents[item.name]}
+                    lines.append({**own, **figures[row]})
                 log.write("".join(json.dumps(line) + "\n" for line in lines))
                 log.flush()
                 done |= {line["name"]: line for line in lines}
@@ -250,7 +252,7 @@ def _write(
     export_image(out / "std" / item.name, inputs.to_files(std) - zero)
     for q in options.quantiles:
         export_image(
-            out / f"quantile-{percent(q)}" / item.name, inputs.to_files(x.quantile(q, dim=0))
+            out / f"quantile-{_percent(q)}" / item.name, inputs.to_files(x.quantile(q, dim=0))
         )
     for number, drawn in enumerate(x[: options.samples]):
         export_image(out / "samples" / f"{item.name}-{number}", inputs.to_files(drawn))
@@ -258,7 +260,7 @@ def _write(
         _preview(out / "preview" / f"{item.name}.png", item, mean, std, session)
 
 
-def percent(q: float) -> str:
+def _percent(q: float) -> str:
     """05 of .05, 97.5 of .975."""
     whole, _, rest = f"{100 * q:g}".partition(".")
     return whole.zfill(2) + (f".{rest}" if rest else "")
@@ -351,7 +353,6 @@ def _far(count: int) -> float | None:
 
     if count < _LEAST:
         return None
-
     return float(t.ppf(1 - _FAR, count - 1)) * (1 + 1 / count) ** 0.5
 
 
