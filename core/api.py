@@ -47,12 +47,11 @@ from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .intake import as_observation
 from .loop import InterruptedRunError, train
-from .measurements import stored_range
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
 from .restoration import RestoreOptions, restore_files
-from .session import Session, file_range_of
+from .session import Session
 from .summary import summarise
 
 __all__ = ["Run", "open_run", "resolve_request", "resume", "run"]
@@ -199,11 +198,7 @@ class Run:
         session = Session.build(config, registry, measurements_file)
         session.setup_seconds = time.monotonic() - since
         created = cls(RunFolder.create(path, config), registry)
-        session.measurements.save(
-            created.folder.measurements_file,
-            session.context.space,
-            file_range_of(session.dataset),
-        )
+        session.measurements.save(created.folder.measurements_file)
         created._built = session
         return created
 
@@ -437,19 +432,17 @@ class Run:
             UserError: the run learned no posterior, or nothing can be read.
         """
         session = self.session
-        own: dict[str, Any] = {"name": MEASURED}
-        learned_from = stored_range(self.folder.measurements_file)
-        if learned_from is not None:
-            own["range"] = learned_from
-        own |= {"shape": session.context.space.shape, **dict(reading or {}), "path": Path(inputs)}
+        own: dict[str, Any] = {
+            "shape": session.context.space.shape,
+            "range": session.measurements.file_range,
+            **dict(reading or {}),
+            "path": Path(inputs),
+        }
         if params is not None:
             own["params"] = Path(params)
-        validated = validate(
-            self.registry.load("dataset", MEASURED).Config,
-            {key: value for key, value in own.items() if key != "name"},
-            "data",
-        )
-        source = self.registry.load("dataset", MEASURED)(validated)
+        cls: Any = self.registry.load("dataset", MEASURED)
+        validated = validate(cls.Config, own, "data")
+        source = cls(validated)
         about = {
             "run": str(self.path.resolve()),
             "digest": session.measurements.digest,

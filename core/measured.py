@@ -124,4 +124,6 @@ class MeasuredDataset(Source):
         seen, unseen = (
             kept(sources, chosen, name, self.config.n) for name, chosen in members.items()
         )
-        return Measurements.of(observation[seen], observation[unseen], sources[seen])
+        return Measurements.of(
+            observation[seen], observation[unseen], sources[seen], self.file_range
+        )

@@ -25,7 +25,7 @@ from .operator import ForwardOperator
 from .random import Streams
 from .space import ImageSpace
 
-__all__ = ["Measurements", "content_hash", "stored_range", "stored_space"]
+__all__ = ["Measurements", "content_hash", "stored_space"]
 
 SCHEMA = 1
 _SOURCES = "train/sources"
@@ -40,15 +40,24 @@ class Measurements:
         heldout: measurements of other images, for evaluation.
         sources: of each measurement in `train` (a picture, a person), int64 with shape (N,).
         digest: SHA-256 of every tensor's name, type, shape and bytes.
+        file_range: values of a black and a white clean image in the files that they come from;
+            None where they were simulated, or are in image units.
     """
 
     train: Observation
     heldout: Observation
     sources: Tensor
     digest: str
+    file_range: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, train: Observation, heldout: Observation, sources: Tensor) -> Measurements:
+    def of(
+        cls,
+        train: Observation,
+        heldout: Observation,
+        sources: Tensor,
+        file_range: tuple[float, float] | None = None,
+    ) -> Measurements:
         """Those, with their hash.
 
         Raises:
@@ -57,7 +66,8 @@ class Measurements:
         for name, observation in (("train", train), ("held-out", heldout)):
             if not torch.isfinite(observation.y).all():
                 raise UserError(f"the operator gives non-finite {name} measurements")
-        return cls(train, heldout, sources, content_hash(_tensors(train, heldout, sources)))
+        digest = content_hash(_tensors(train, heldout, sources))
+        return cls(train, heldout, sources, digest, file_range)
 
     @classmethod
     def simulate(
@@ -82,21 +92,13 @@ class Measurements:
             unseen = operator.observe(heldout, streams.fresh("measurements.heldout"))
         return cls.of(seen, unseen, sources)
 
-    def save(
-        self, path: Path, space: ImageSpace, file_range: tuple[float, float] | None = None
-    ) -> None:
-        """Writes the safetensors file, atomically.
-
-        Args:
-            path: the file.
-            space: of the images behind the measurements.
-            file_range: values of a black and a white clean image in the files that they come from.
-        """
+    def save(self, path: Path) -> None:
+        """Writes the safetensors file, atomically."""
         content = {
             "schema": SCHEMA,
             "digest": self.digest,
-            "space": asdict(space),
-            "file_range": file_range,
+            "space": asdict(self.train.operator.space),
+            "file_range": self.file_range,
         }
         header = {"flowdiff": json.dumps(content)}
         write_bytes(path, save(_tensors(self.train, self.heldout, self.sources), header))
@@ -116,7 +118,14 @@ class Measurements:
         train = _observation(tensors, "train", operator)
         # A file of an older version has none.
         sources = tensors.get(_SOURCES, torch.arange(len(train)))
-        return cls(train, _observation(tensors, "heldout", operator), sources, digest)
+        limits = header.get("file_range")
+        return cls(
+            train,
+            _observation(tensors, "heldout", operator),
+            sources,
+            digest,
+            (limits[0], limits[1]) if limits else None,
+        )
 
 
 def stored_space(path: Path) -> ImageSpace | None:
@@ -133,13 +142,6 @@ def stored_space(path: Path) -> ImageSpace | None:
     return ImageSpace(
         tuple(space["shape"]), tuple(limits) if limits else None, bool(space["bounded"])
     )
-
-
-def stored_range(path: Path) -> tuple[float, float] | None:
-    """What `Measurements.save` was told of the files that the measurements come from."""
-    with _opened(path) as (header, _):
-        found = header.get("file_range")
-    return None if found is None else (found[0], found[1])
 
 
 @contextmanager

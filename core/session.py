@@ -26,7 +26,7 @@ from .registry import Registry
 from .source import Source
 from .watch import Best, Watch, keep_aside
 
-__all__ = ["Session", "file_range_of"]
+__all__ = ["Session"]
 
 
 @dataclass
@@ -213,13 +213,8 @@ def _measurements(
             Streams(config.seed),
         )
     if file is not None:
-        drawn.save(file, assembly.space, file_range_of(dataset))
+        drawn.save(file)
     return drawn
-
-
-def file_range_of(dataset: Source) -> tuple[float, float] | None:
-    """File values of black and white, where measurements come from files with units."""
-    return dataset.file_range if isinstance(dataset, MeasuredDataset) else None
 
 
 def _clean(config: RunConfig, dataset: Source) -> Tensor:

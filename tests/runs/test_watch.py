@@ -174,7 +174,7 @@ def test_nobody_learns_from_what_is_aside(tmp_path: Path) -> None:
     spoiled.y[aside] = 100.0
     heldout = session.measurements.heldout
     changed = Measurements.of(spoiled, heldout, sources)
-    changed.save(tmp_path / "spoiled.safetensors", session.context.space)
+    changed.save(tmp_path / "spoiled.safetensors")
     other = Session.build(config, get_registry(), tmp_path / "spoiled.safetensors")
     assert other.watch is not None
     assert float(other.watch.aside.y.min()) == 100

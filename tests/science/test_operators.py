@@ -330,7 +330,7 @@ def test_complex_measurements_survive_a_file(tmp_path: Path) -> None:
     train, heldout = normal(6, 1, 5, 6, dtype=torch.float32), normal(3, 1, 5, 6, seed=1).float()
     drawn = Measurements.simulate(train, heldout, torch.arange(6) // 2, operator, Streams(0))
     assert drawn.train.y.dtype == torch.complex64
-    drawn.save(tmp_path / "m.safetensors", space)
+    drawn.save(tmp_path / "m.safetensors")
     read = Measurements.load(tmp_path / "m.safetensors", operator)
     assert read.digest == drawn.digest
     assert torch.equal(read.sources, drawn.sources)
