@@ -29,6 +29,7 @@ __all__ = [
     "TrainConfig",
     "measured_data",
     "parse_setting",
+    "parse_settings",
     "read_config",
     "resolve",
     "settings_of",
@@ -151,6 +152,23 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return path, yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text}: the value is not valid YAML") from error
+
+
+def parse_settings(
+    texts: Sequence[str], scopes: Sequence[str], command: str
+) -> list[tuple[str, Any]]:
+    """`parse_setting` of each, for a command that takes settings of some scopes only.
+
+    Raises:
+        UserError: as `parse_setting`, or a setting of another scope.
+    """
+    settings = [parse_setting(text) for text in texts]
+    for path, _ in settings:
+        if path.partition(".")[0] not in scopes:
+            raise UserError(
+                f"--set {path}: {command} takes settings of {' and '.join(scopes)} only"
+            )
+    return settings
 
 
 def measured_data(

@@ -41,7 +41,7 @@ def corrupt(
 
     from rich.console import Console
 
-    from flowdiff.core.config import Request, parse_setting, resolve
+    from flowdiff.core.config import Request, parse_settings, resolve
     from flowdiff.core.corruption import corrupt as write
     from flowdiff.core.dataset import Split
     from flowdiff.core.errors import UserError, suggest
@@ -50,10 +50,7 @@ def corrupt(
 
     if split not in get_args(Split):
         raise UserError(f"--split {split}: no such split{suggest(split, get_args(Split))}")
-    settings = [parse_setting(text) for text in setting or []]
-    for path, _ in settings:
-        if path.partition(".")[0] not in ("data", "op"):
-            raise UserError(f"--set {path}: corrupt takes settings of data and op only")
+    settings = parse_settings(setting or [], ("data", "op"), "corrupt")
     request = Request(data=data, op=op, seed=seed, settings=settings)
     config = resolve(request, get_registry())
     with ConsoleProgress(Console(stderr=True)) as progress:

@@ -48,16 +48,13 @@ def restore(
     from rich.console import Console
 
     from flowdiff.core.api import open_run
-    from flowdiff.core.config import parse_setting
+    from flowdiff.core.config import parse_settings
     from flowdiff.core.errors import UserError
     from flowdiff.core.progress import ConsoleProgress
     from flowdiff.core.restoration import RestoreOptions
 
     options = RestoreOptions(n, samples, tuple(quantile or (0.05, 0.95)), seed)
-    given = [parse_setting(text) for text in setting or []]
-    for path, _ in given:
-        if not path.startswith("data."):
-            raise UserError(f"--set {path}: restore takes settings of data only")
+    given = parse_settings(setting or [], ("data",), "restore")
     own = {path.partition(".")[2]: value for path, value in given}
     with ConsoleProgress(Console(stderr=True)) as progress:
         found = open_run(run).restore_files(

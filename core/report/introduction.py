@@ -8,6 +8,7 @@ from typing import Any
 from flowdiff.core.space import ImageSpace
 
 from .numbers import HARD_SPACE, duration, words
+from .restoration import restored
 
 __all__ = ["introduction", "operator_in_words", "title"]
 
@@ -26,7 +27,7 @@ def title(summary: Mapping[str, Any], control: bool) -> str:
     if control or not summary["cost"]["training_steps"] or summary["clean_images_used"]:
         return f"The control {summary['method']}: {data} through {through}"
     what = ["prior"] * ("prior" in summary["cost"]["parameters"])
-    what += ["posterior"] * bool(summary.get("restored") or summary.get("restoration"))
+    what += ["posterior"] * bool(restored(summary))
     return f"A clean {words(what) or 'model'} of {data}, learned through {through}"
 
 

@@ -24,7 +24,7 @@ from .gallery import gallery
 from .interval import LEVEL
 from .introduction import introduction, title
 from .posterior_checks import posterior_checks
-from .restoration import checks, estimates, gains, paired_differences, quality
+from .restoration import checks, estimates, gains, paired_differences, quality, restored
 from .settings import environment_rows, scopes
 from .verdict import verdict
 
@@ -66,8 +66,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "introduction": introduction(summary, environment),
         "method": f"Method {summary['method']}: {method_summary}" if method_summary else "",
         "summary": summary,
-        # A summary.json of an older version counts with the restoration only.
-        "restored": summary.get("restored") or summary.get("restoration"),
+        "restored": restored(summary),
         "verdict": verdict(summary),
         "gallery": gallery(figures, _control_figures(run, summary), space),
         "exact": against_exact(summary),

@@ -10,7 +10,7 @@ from .distances import Cell
 from .interval import Interval
 from .numbers import figure, span
 
-__all__ = ["Check", "Estimate", "checks", "estimates", "gains", "quality"]
+__all__ = ["Check", "Estimate", "checks", "estimates", "gains", "quality", "restored"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ def estimates(summary: Mapping[str, Any]) -> list[Estimate]:
         )
         for row in (summary.get("restoration") or {"rows": []})["rows"]
     ]
+
+
+def restored(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What stands behind the restorations; None where nothing was restored.
+
+    An older version counts only where there is a truth.
+    """
+    return summary.get("restored") or summary.get("restoration")
 
 
 def quality(summary: Mapping[str, Any]) -> str:

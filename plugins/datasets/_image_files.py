@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,31 @@ from torch import Tensor
 
 from flowdiff.core import UserError
 
-__all__ = ["EXTENSIONS", "full_range", "read_image"]
+__all__ = ["EXTENSIONS", "check_range", "full_range", "image_files", "read_image"]
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"})
 """What `read_image` can read, in lower case."""
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """The files below a folder that `read_image` can read, in no order.
+
+    Sub-folders are read too, links to such are not. Names that begin with a dot are passed over.
+    """
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in EXTENSIONS and path.is_file() and not hidden:
+            yield path
+
+
+def check_range(limits: tuple[float, float] | None) -> None:
+    """Refuses a ``data.range`` that is empty.
+
+    Raises:
+        UserError: lo is not below hi.
+    """
+    if limits is not None and not limits[0] < limits[1]:
+        raise UserError(f"data.range needs lo < hi, got {list(limits)}")
 
 
 def read_image(path: Path, finite: bool = True) -> tuple[Tensor, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from flowdiff.core import UserError
 
-from ._image_files import EXTENSIONS, read_image
+from ._image_files import EXTENSIONS, image_files, read_image
 
 __all__ = ["ARCHIVES", "Entry", "entries", "files_of", "fitted", "parameters", "read_arrays"]
 
@@ -66,8 +66,6 @@ class Entry:
 def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
     """The file that was named, or those of a folder, in the order of their names as text.
 
-    Sub-folders are read too, links to such are not. Names that begin with a dot are passed over.
-
     Raises:
         UserError: nothing was named, it does not exist, or there is nothing in it.
     """
@@ -80,16 +78,7 @@ def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{option} {path} does not exist; give a folder or an archive")
-    files = sorted(
-        (
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in EXTENSIONS
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ),
-        key=lambda file: file.relative_to(path).as_posix(),
-    )
+    files = sorted(image_files(path), key=lambda file: file.relative_to(path).as_posix())
     if not files:
         raise UserError(f"{option} {path} holds no measurement ({_endings(EXTENSIONS)})")
     return files

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flowdiff.core import Dataset, DatasetConfig, ImageSpace, UserError
 
-from ._image_files import EXTENSIONS, full_range, read_image
+from ._image_files import EXTENSIONS, check_range, full_range, image_files, read_image
 from ._resample import centre_square, resample
 
 __all__ = ["Folder", "FolderConfig"]
@@ -67,8 +67,7 @@ class Folder(Dataset):
     def __init__(self, config: FolderConfig) -> None:
         super().__init__(config)
         self.settings = config
-        if config.range is not None and not config.range[0] < config.range[1]:
-            raise UserError(f"data.range needs lo < hi, got {list(config.range)}")
+        check_range(config.range)
         self.files = _list(config.path)
         self.file_ranges: dict[str, tuple[float, float]] = {}
 
@@ -136,13 +135,7 @@ def _list(folder: Path | None) -> list[Path]:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {what}; give a folder of images with --set data.path=DIR")
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = sorted(image_files(folder))
     if not files:
         raise UserError(f"no image in {folder}; it may hold {', '.join(sorted(EXTENSIONS))}")
     return files

@@ -42,7 +42,7 @@ from flowdiff.core import (
     as_observation,
 )
 
-from ._image_files import full_range
+from ._image_files import check_range, full_range
 from ._measured_files import Entry, entries, files_of, fitted, parameters
 
 __all__ = ["Measured", "MeasuredFilesConfig"]
@@ -90,8 +90,7 @@ class Measured(MeasuredDataset):
     def __init__(self, config: MeasuredFilesConfig) -> None:
         super().__init__(config)
         self.settings = config
-        if config.range is not None and not config.range[0] < config.range[1]:
-            raise UserError(f"data.range needs lo < hi, got {list(config.range)}")
+        check_range(config.range)
 
     @cached_property
     def _files(self) -> list[Path]:
