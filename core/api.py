@@ -124,10 +124,8 @@ def run(
         settings=[*own, *settings_of(settings or {})],
     )
     resolved = resolve_request(request)
-    if controls:
-        check_controls(resolved, get_registry())
     folder = Path(out) if out is not None else default_folder(resolved)
-    started = Run.create(folder, resolved, hooks=hooks, progress=progress)
+    started = Run.create(folder, resolved, controls=controls, hooks=hooks, progress=progress)
     return started.finish(controls=controls, hooks=hooks, progress=progress)
 
 
@@ -178,6 +176,7 @@ class Run:
         path: Path,
         config: RunConfig,
         *,
+        controls: bool = False,
         hooks: Sequence[str] = (),
         measurements_file: Path | None = None,
         progress: Progress | None = None,
@@ -185,12 +184,15 @@ class Run:
         """A new run folder; nothing is trained yet.
 
         Everything is built in memory first, so that bad input leaves no folder behind.
+        `controls` says that they are to follow, so that they are refused here if they cannot.
 
         Raises:
             UserError: the folder is not empty, the data is missing, or parts do not fit.
         """
         registry = get_registry()
         RunFolder.check_new(path)
+        if controls:
+            check_controls(config, registry)
         HookCaller.for_run(registry, _records(config, registry), hooks)
         torch.set_num_threads(config.threads)
         (progress or SilentProgress()).message("preparing measurements, moments and networks")

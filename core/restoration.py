@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -55,6 +54,18 @@ _FAR = 3e-5
 """Chance of a figure that has a Gaussian spread to lie so far on one side that it is flagged."""
 _LEAST = 8
 """Held-out measurements that can tell what is usual, at least."""
+
+
+_POWER = {"chi2": 1 / 3, "nll": 1.0}
+"""Of a figure, that makes its spread nearly Gaussian."""
+_FLAGS = {
+    "chi2": (
+        "its restoration misses it by more than noise does",
+        "its restoration follows it more closely than noise allows",
+    ),
+    "nll": ("it is unlike the measurements that were learned from", ""),
+}
+"""What it means that a figure is far above, and far below, what is usual."""
 
 
 @dataclass(frozen=True)
@@ -284,67 +295,83 @@ def _preview(path: Path, item: MeasuredItem, mean: Tensor, std: Tensor, session:
 
 @dataclass(frozen=True)
 class _Usual:
-    """Mean and standard deviation of χ² and −log p(y) over held-out measurements of the run."""
+    """Mean and standard deviation of each figure over held-out measurements of the run.
 
-    wiener: Wiener
-    session: Session
-    chi2: tuple[float, float]
-    nll: tuple[float, float] | None
+    Of χ² those of its cube root, whose spread is nearly Gaussian (Wilson and Hilferty, 1931).
+    """
+
+    figures: _Figures
+    spreads: dict[str, tuple[float, float]]
     far: float | None
     """Standard deviations at which a measurement is flagged: more where few tell what is usual,
     and None where too few do."""
 
     @classmethod
     def of(cls, session: Session, options: RestoreOptions) -> _Usual:
-        context = session.context
-        wiener = Wiener(context.moments, context.operator).to(context.device)
-        wiener.update(context.observations.params)
+        context, figures = session.context, _Figures(session)
         held = session.measurements.heldout[:_USUAL].to(context.device)
         generator = Streams(options.seed, context.device).fresh("restore.usual")
-        chi2, nll = [], []
+        found: dict[str, list[float]] = {}
         for start in range(0, len(held), _GROUP):
             part = held[start : start + _GROUP]
-            x = session.method.restore(part, options.n, context, generator)
-            chi2.append(_chi_square(part, x))
-            if exact_wiener(context):
-                nll.append(gaussian_nll(wiener(part), part, context.moments))
-        # The cube root of χ² has nearly a Gaussian spread (Wilson and Hilferty, 1931).
-        found = torch.cat(chi2).pow(1 / 3)
-        likelihood = _spread(torch.cat(nll)) if nll else None
-        return cls(wiener, session, _spread(found), likelihood, _far(len(found)))
+            drawn = session.method.restore(part, options.n, context, generator)
+            for name, values in figures(part, drawn).items():
+                found.setdefault(name, []).extend(value ** _POWER[name] for value in values)
+        spreads = {name: _spread(torch.tensor(values)) for name, values in found.items()}
+        return cls(figures, spreads, _far(len(held)))
 
     def judge(self, observation: Observation, x: Tensor) -> list[dict[str, Any]]:
-        """χ², −log p(y) and flags of each of B measurements, from samples (n, B, C, *spatial)."""
-        chi2 = _chi_square(observation, x).tolist()
-        far = math.inf if self.far is None else self.far
-        nll: list[float] | None = None
-        if self.nll is not None:
-            moments = self.session.context.moments
-            nll = gaussian_nll(self.wiener(observation), observation, moments).tolist()
-        found = []
-        for row, value in enumerate(chi2):
-            flags = []
-            away = (value ** (1 / 3) - self.chi2[0]) / self.chi2[1]
-            if away > far:
-                flags.append("its restoration misses it by more than noise does")
-            elif away < -far:
-                flags.append("its restoration follows it more closely than noise allows")
-            line: dict[str, Any] = {"chi2": value}
-            if nll is not None and self.nll is not None:
-                line["nll"] = nll[row]
-                if (nll[row] - self.nll[0]) / self.nll[1] > far:
-                    flags.append("it is unlike the measurements that were learned from")
-            found.append({**line, "flags": flags})
-        return found
+        """Figures and flags of each of B measurements, from samples (n, B, C, *spatial)."""
+        found = self.figures(observation, x)
+        lines = [
+            {name: values[row] for name, values in found.items()}
+            for row in range(len(observation))
+        ]
+        return [{**line, "flags": self._flags(line)} for line in lines]
+
+    def _flags(self, line: Mapping[str, float]) -> list[str]:
+        if self.far is None:
+            return []
+        flags = []
+        for name, value in line.items():
+            mean, deviation = self.spreads[name]
+            away = (value ** _POWER[name] - mean) / deviation
+            high, low = _FLAGS[name]
+            if away > self.far:
+                flags.append(high)
+            elif away < -self.far and low:
+                flags.append(low)
+        return flags
 
     def to_json(self) -> dict[str, Any]:
-        """Mean and standard deviation of each figure, of χ² those of its cube root."""
-        found: dict[str, Any] = {"cube_root_of_chi2": self.chi2, "nll": self.nll}
-        return {**found, "deviations_that_are_flagged": self.far}
+        """Spreads by name, and how far a flagged measurement is."""
+        return {
+            "cube_root_of_chi2": self.spreads["chi2"],
+            "nll": self.spreads.get("nll"),
+            "deviations_that_are_flagged": self.far,
+        }
 
 
-def _chi_square(observation: Observation, x: Tensor) -> Tensor:
-    return torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0).cpu()
+class _Figures:
+    """χ² of samples, and −log p(y) under the fitted Gaussian where that is exact.
+
+    Args:
+        session: the run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.context = session.context
+        self.wiener = Wiener(self.context.moments, self.context.operator).to(self.context.device)
+        self.wiener.update(self.context.observations.params)
+
+    def __call__(self, observation: Observation, x: Tensor) -> dict[str, list[float]]:
+        """Of each of B measurements, from samples (n, B, C, *spatial)."""
+        chi2 = torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0)
+        found = {"chi2": chi2.tolist()}
+        if exact_wiener(self.context):
+            nll = gaussian_nll(self.wiener(observation), observation, self.context.moments)
+            found["nll"] = nll.tolist()
+        return found
 
 
 def _far(count: int) -> float | None:

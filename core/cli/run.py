@@ -167,22 +167,22 @@ def _finish(
     from rich.console import Console
 
     from flowdiff.core.api import Run, default_folder, open_run, resolve_request
-    from flowdiff.core.controls import check_controls
     from flowdiff.core.plan import describe
     from flowdiff.core.progress import ConsoleProgress
-    from flowdiff.core.registry import get_registry
 
     # With --json standard output holds nothing but the summary.
     console = Console(stderr=as_json)
     with ConsoleProgress(console) as progress:
         if request is not None:
             config = resolve_request(request)
-            if controls:
-                check_controls(config, get_registry())
             for label, text in describe(config):
                 progress.message(f"{label:10} {text}")
             run = Run.create(
-                path or default_folder(config), config, hooks=hooks, progress=progress
+                path or default_folder(config),
+                config,
+                controls=controls,
+                hooks=hooks,
+                progress=progress,
             )
         else:
             assert path is not None
