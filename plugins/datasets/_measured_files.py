@@ -5,19 +5,23 @@ Nothing is unpickled, rescaled or dropped in silence; every error names the file
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowdiff.core import UserError
 
 from ._image_files import EXTENSIONS, image_files, read_image
 
-__all__ = ["ARCHIVES", "Entry", "entries", "files_of", "fitted", "parameters", "read_arrays"]
+__all__ = ["ARCHIVES", "Entry", "MeasuredFiles", "fitted", "parameters", "read_arrays"]
+
+_Answer = TypeVar("_Answer")
 
 HDF5 = frozenset({".h5", ".hdf5"})
 ARCHIVES = frozenset({".npy", ".npz"}) | HDF5
@@ -56,59 +60,80 @@ class Entry:
         """For messages."""
         return str(self.file) + ("" if self.part is None else f"[{self.part}]")
 
-    def stem(self, top: Path) -> str:
-        """Name of what is made of it: the path below `top` without ending, and the part."""
-        path = self.file.relative_to(top) if self.file.is_relative_to(top) else self.file
-        stem = path.with_suffix("").as_posix() if path.name else self.file.stem
-        return stem + ("" if self.part is None else f"-{self.part:05}")
 
+class MeasuredFiles:
+    """The measurements below one path, in the order of their files' names as text.
 
-def files_of(path: Path | None, option: str = "--measurements") -> list[Path]:
-    """The file that was named, or those of a folder, in the order of their names as text.
+    Args:
+        path: a folder, an archive, or one picture, whose pages are then measurements like rows.
 
     Raises:
         UserError: nothing was named, it does not exist, or there is nothing in it.
     """
-    if path is None:
-        raise UserError(f"which measurements? give {option} PATH")
-    path = path.expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in ARCHIVES | EXTENSIONS:
+
+    def __init__(self, path: Path | None) -> None:
+        option = "--measurements"
+        if path is None:
+            raise UserError(f"which measurements? give {option} PATH")
+        path = path.expanduser()
+        self.alone = path.is_file()
+        if self.alone and path.suffix.lower() not in ARCHIVES | EXTENSIONS:
             raise UserError(f"{option} {path}: give a folder, or {_endings(ARCHIVES)}")
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{option} {path} does not exist; give a folder or an archive")
-    files = sorted(image_files(path), key=lambda file: file.relative_to(path).as_posix())
-    if not files:
-        raise UserError(f"{option} {path} holds no measurement ({_endings(EXTENSIONS)})")
-    return files
+        if not self.alone and not path.is_dir():
+            raise UserError(f"{option} {path} does not exist; give a folder or an archive")
+        self.top = path.parent if self.alone else path
+        self.files = [path] if self.alone else _sorted(path)
+        if not self.files:
+            raise UserError(f"{option} {path} holds no measurement ({_endings(EXTENSIONS)})")
 
+    @cached_property
+    def _rows(self) -> Any | None:
+        """The array of all measurements, of an archive that was named; read once."""
+        file = self.files[0]
+        return _stack(file) if self.alone and file.suffix.lower() in ARCHIVES else None
 
-def entries(files: list[Path], alone: bool) -> Iterator[Entry]:
-    """The measurements one by one, in the order of the files; of unreadable files the problem.
+    def __iter__(self) -> Iterator[Entry]:
+        """The measurements one by one; of unreadable files the problem.
 
-    Args:
-        files: as `files_of` finds them.
-        alone: whether it is one file that was named, an archive or a stack, and not a folder.
-
-    Raises:
-        UserError: an archive is unreadable, or holds what are no measurements.
-    """
-    if alone and files[0].suffix.lower() in ARCHIVES:
-        for row, values in enumerate(_stack(files[0])):
-            yield Entry(files[0], row, row, values)
-        return
-    for number, file in enumerate(files):
-        try:
-            pages = _pages(file) if file.suffix.lower() in (".tif", ".tiff") else None
-            if pages is None:
-                yield Entry(file, None, number, _single(file))
+        Raises:
+            UserError: an archive is unreadable, or holds what are no measurements.
+        """
+        if self._rows is not None:
+            for row, values in enumerate(self._rows):
+                yield Entry(self.files[0], row, row, values)
+            return
+        for number, file in enumerate(self.files):
+            parts = _parts(file)
+            # Pages of a file in a folder belong together.
+            sources = [number if part is None or not self.alone else part for part in parts]
+            try:
+                pages = _pages(file)
+                values = [_single(file)] if pages is None else [page[None] for page in pages]
+            except UserError as error:
+                for part, source in zip(parts, sources, strict=True):
+                    yield Entry(file, part, source, None, str(error))
                 continue
-            for page, values in enumerate(pages):
-                # Pages of a file in a folder belong together; a stack alone is like an archive.
-                yield Entry(file, page, page if alone else number, values[None])
-        except UserError as error:
-            yield Entry(file, None, number, None, str(error))
+            for part, source, value in zip(parts, sources, values, strict=True):
+                yield Entry(file, part, source, value)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What is made of each is named so: its path below the top without ending, and the part.
+
+        No pixel is read for it.
+        """
+        if self._rows is not None:
+            return [self.name(self.files[0], row) for row in range(len(self._rows))]
+        return [self.name(file, part) for file in self.files for part in _parts(file)]
+
+    def name(self, file: Path, part: int | None) -> str:
+        """The name of one of them."""
+        stem = file.relative_to(self.top).with_suffix("").as_posix()
+        return stem + ("" if part is None else f"-{part:05}")
+
+
+def _sorted(folder: Path) -> list[Path]:
+    return sorted(image_files(folder), key=lambda file: file.relative_to(folder).as_posix())
 
 
 def _stack(path: Path) -> Any:
@@ -189,31 +214,56 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
 
 
 def _pages(path: Path) -> list[Any] | None:
-    """The grey pages of a TIFF that has several; None of one that is a single image.
+    """The grey pages of a TIFF that has several; None of one image, in a TIFF or any other file.
 
     Raises:
         UserError: pages of several kinds.
     """
+    return _of_tiff(path, lambda series: [page for one in series for page in _grey(one.asarray())])
+
+
+def _parts(path: Path) -> list[None] | list[int]:
+    """Numbers of the `_pages`, from the headers alone; [None] where a file is one measurement."""
+    try:
+        count = _of_tiff(path, lambda series: sum(math.prod(one.shape[:-2]) for one in series))
+    except UserError:
+        count = None  # `_pages` says why
+    return [None] if count is None else list(range(count))
+
+
+def _grey(stack: Any) -> Any:
+    return stack.reshape(-1, *stack.shape[-2:])
+
+
+def _of_tiff(path: Path, ask: Callable[[Any], _Answer]) -> _Answer | None:
+    """What is asked of the series of a TIFF with several grey pages; None of any other file."""
     from tifffile import TiffFile, TiffFileError
 
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return None
+    several = False
     try:
         with TiffFile(path) as file:
-            if len(file.pages) < 2:
+            series, count = file.series, len(file.pages)
+            shapes = {(one.shape, one.dtype) for one in series}
+            first = series[0].shape
+            # A stack, or the planes of one colour image; or pages that were written one by one.
+            stack = len(series) == 1 and len(first) == 3 and first[0] == count
+            several = count > 1 and (stack or (len(first) == 2 and len(shapes) == 1))
+            if several:
+                return ask(series)
+            if count < 2 or len(series) == 1:
                 return None
-            pages = [series.asarray() for series in file.series]
-    except (OSError, ValueError, KeyError, struct.error, zlib.error, TiffFileError):
+    except (
+        OSError, ValueError, KeyError, IndexError, struct.error, zlib.error, TiffFileError,
+    ) as error:  # fmt: skip
+        if several:
+            raise UserError(f"cannot read {path} ({error}); repair or replace it") from error
         return None  # `read_image` says what is wrong
-    if len(pages) == 1:
-        # A stack, or the planes of one colour image.
-        stack = pages[0]
-        return list(stack) if stack.ndim == 3 and len(stack) == len(file.pages) else None
-    first = pages[0]
-    if first.ndim != 2 or any((p.shape, p.dtype) != (first.shape, first.dtype) for p in pages):
-        raise UserError(
-            f"{path} holds {len(pages)} images of several kinds; write grey ones of one size, or "
-            "a file for each"
-        )
-    return pages
+    raise UserError(
+        f"{path} holds {len(series)} images of several kinds; write grey ones of one size, or a "
+        "file for each"
+    )
 
 
 def _endings(names: frozenset[str]) -> str:

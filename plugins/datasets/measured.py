@@ -16,8 +16,8 @@ of the files divided by a. Integers of at most 16 bits have the full range of th
 nothing is said, and floating-point values are taken as they are.
 
 Operator parameters ω that differ from measurement to measurement (masks, kernels, σ) come in
-``data.params``, an NPZ or HDF5 file with an array of leading size N for each, in the alphabetical
-order of the files.
+``data.params``, an NPZ or HDF5 file with an array of leading size N for each, in the order of the
+files' names as text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from flowdiff.core import (
 )
 
 from ._image_files import check_range, full_range
-from ._measured_files import Entry, entries, files_of, fitted, parameters
+from ._measured_files import Entry, MeasuredFiles, fitted, parameters
 
 __all__ = ["Measured", "MeasuredFilesConfig"]
 
@@ -93,36 +93,26 @@ class Measured(MeasuredDataset):
         check_range(config.range)
 
     @cached_property
-    def _files(self) -> list[Path]:
-        return files_of(self.settings.path)
+    def _files(self) -> MeasuredFiles:
+        return MeasuredFiles(self.settings.path)
 
     @property
-    def _top(self) -> Path:
-        """The folder that names are relative to."""
-        assert self.settings.path is not None
-        path = self.settings.path.expanduser()
-        return path.parent if path.is_file() else path
-
-    @cached_property
     def names(self) -> list[str]:
-        return [entry.stem(self._top) for entry in self._entries()]
+        return self._files.names
 
     @property
     def file_range(self) -> tuple[float, float] | None:
         return self.settings.range or full_range(self._first.dtype)
 
-    def _entries(self) -> Iterator[Entry]:
-        assert self.settings.path is not None
-        return entries(self._files, self.settings.path.expanduser().is_file())
-
     @cached_property
     def _first(self) -> Entry:
         """The first that can be read: shape and data type of all."""
-        readable = (entry for entry in self._entries() if not entry.problem)
-        first = next(readable, None)
-        if first is None:
-            raise UserError(next(self._entries()).problem)
-        return first
+        problem = ""
+        for entry in self._files:
+            if not entry.problem:
+                return entry
+            problem = problem or entry.problem
+        raise UserError(problem)
 
     @property
     def space(self) -> ImageSpace:
@@ -136,8 +126,8 @@ class Measured(MeasuredDataset):
     def items(self, operator: ForwardOperator) -> Iterator[MeasuredItem]:
         params = self._parameters(operator)
         folders: dict[str, int] = {}
-        top = self._top
-        for number, entry in enumerate(self._entries()):
+        for number, entry in enumerate(self._files):
+            name = self._files.name(entry.file, entry.part)
             source = entry.source
             if self.settings.source == "folder":
                 source = folders.setdefault(str(entry.file.parent), len(folders))
@@ -145,9 +135,9 @@ class Measured(MeasuredDataset):
             try:
                 observation = self._observation(entry, operator, own)
             except UserError as error:
-                yield MeasuredItem(entry.stem(top), source, None, str(error))
+                yield MeasuredItem(name, source, None, str(error))
             else:
-                yield MeasuredItem(entry.stem(top), source, observation)
+                yield MeasuredItem(name, source, observation)
 
     def to_files(self, x: Tensor) -> Tensor:
         scale, offset = _scale(self.file_range or (-1.0, 1.0))

@@ -79,6 +79,22 @@ def test_pages_that_were_written_one_by_one(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_broken_stack_keeps_the_others_in_their_places(tmp_path: Path) -> None:
+    """Its pages are counted from its header, so that parameters stay with their files."""
+    stack = RNG.normal(size=(3, 6, 5)).astype("float32")
+    for name in ("a", "b"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", stack, photometric="minisblack")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        start = file.pages[0].dataoffsets[0]
+    whole = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(whole[: start + 40])
+    data = Measured(MeasuredFilesConfig(path=tmp_path))
+    items = list(data.items(operator()))
+    assert [item.name for item in items] == data.names
+    assert [bool(item.problem) for item in items][-3:] == [False] * 3
+    assert all(item.problem for item in items[:-3]) and len(items) > 3
+
+
 def test_order_byte_order_and_one_file(tmp_path: Path) -> None:
     """Names as text; a folder with one NPY has one measurement; big-endian is the same number."""
     for i in (2, 10):
