@@ -173,7 +173,7 @@ class Measured(MeasuredDataset):
             y = torch.where(observed, y, torch.zeros_like(y))
         if not torch.isfinite(y).all():
             raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
-        return as_observation(self._to_units(y, dtype, operator, params), params, operator)
+        return as_observation(self._to_units(y, operator, params), params, operator)
 
     def _parameters(self, operator: ForwardOperator) -> dict[str, Tensor]:
         """Those of the file, by their full names."""
@@ -208,10 +208,8 @@ class Measured(MeasuredDataset):
             found[name] = torch.from_numpy(native).to(like.dtype)
         return found
 
-    def _to_units(
-        self, y: Tensor, dtype: str, operator: ForwardOperator, params: dict[str, Tensor]
-    ) -> Tensor:
-        bounds = self.settings.range or full_range(dtype)
+    def _to_units(self, y: Tensor, operator: ForwardOperator, params: dict[str, Tensor]) -> Tensor:
+        bounds = self.file_range
         if bounds is None or bounds == (-1.0, 1.0):
             return y
         if not operator.linear:

@@ -329,8 +329,9 @@ class AmortizedEM(WithSolver):
         more than there are has some of them twice.
         """
         squares, seen = whitened_squares(observation.repeat(len(drawn)), drawn.flatten(0, 1))
-        entries = max(float(seen.sum()), 1.0) / seen.shape[0]  # observed of one measurement
-        found = float(squares.sum()) / max(float(seen.sum()), 1.0)
+        total = max(float(seen.sum()), 1.0)
+        entries = total / len(seen)  # observed of one measurement
+        found = float(squares.sum()) / total
         share = min(len(observation) / count, 1.0)
         self._chi_square += share * (found - self._chi_square)
         least = 1 - 2 * math.sqrt(2 / (count * entries))

@@ -156,7 +156,6 @@ class SplitGibbs(CalibratedSolver):
             x = init[pick].flatten(0, 1)
         information = Information(repeated)
         legal = _legal(observation, errors, prior, generator).repeat(count)
-        legal = legal.clamp(max=prior.sigma_max)
         _require_finer(prior, legal)
         population = Population(count, batch, x.device)
         before = None
@@ -187,7 +186,6 @@ class SplitGibbs(CalibratedSolver):
             return x, 0
         images = x.flatten(0, 1)
         legal = _legal(observation, self.errors, prior, generator).repeat(len(x))
-        legal = legal.clamp(max=prior.sigma_max)
         z = _split(information, images, legal, torch.ones_like(legal), generator)
         moved, nfe = transport(prior, z, legal, self.config.transport_steps)
         return moved.unflatten(0, x.shape[:2]), nfe
@@ -236,7 +234,7 @@ def _legal(
     prior: DiffusionPrior,
     generator: torch.Generator,
 ) -> Tensor:
-    """ρ_* of each of B measurements, with shape (B,).
+    """ρ_* of each of B measurements, with shape (B,), at most the prior's largest noise.
 
     It must know nothing of the samples that are moved: a ρ that depends on them would need a term
     in the acceptance. Where the curvature is another one at another image, that of images of about
@@ -249,7 +247,8 @@ def _legal(
         level = around.new_full((len(around),), prior.sigma_max)
         around = around + errors.draw(level, generator).to(around)
     norm = information.norm(around, generator)
-    return (_SHARE / norm.unflatten(0, (_PROBES, batch)).amax(0)).sqrt()
+    legal = (_SHARE / norm.unflatten(0, (_PROBES, batch)).amax(0)).sqrt()
+    return legal.clamp(max=prior.sigma_max)
 
 
 def _require_finer(prior: DiffusionPrior, legal: Tensor) -> None:
