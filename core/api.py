@@ -72,6 +72,7 @@ def run(
     device: str | None = None,
     threads: int | None = None,
     config: str | Path | None = None,
+    init: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     controls: bool = False,
     hooks: Sequence[str] = (),
@@ -93,6 +94,8 @@ def run(
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: torch threads.
         config: a YAML file, such as another run's ``config.yaml``.
+        init: the folder of a run whose prior (and posterior, where it has the same operator) this
+            one begins with, instead of the fitted Gaussian.
         settings: what ``--set`` takes, such as ``{"prior.channels": 64}``.
         controls: run the methods oracle and naive afterwards, for the report.
         hooks: packages whose hooks are to be called besides those of the parts in use.
@@ -120,6 +123,7 @@ def run(
         seed=seed,
         device=device,
         threads=threads,
+        init=None if init is None else Path(init),
         file={} if config is None else read_config(Path(config)),
         settings=[*own, *settings_of(settings or {})],
     )
@@ -201,6 +205,8 @@ class Run:
         session.setup_seconds = time.monotonic() - since
         created = cls(RunFolder.create(path, config), registry)
         session.measurements.save(created.folder.measurements_file)
+        if session.context.initial is not None:
+            session.context.initial.save(created.folder.initial_file)
         created._built = session
         return created
 
@@ -341,7 +347,13 @@ class Run:
             )
 
     def _session(self, checkpoint: Checkpoint | None) -> Session:
-        return Session.build(self.config, self.registry, self.folder.measurements_file, checkpoint)
+        return Session.build(
+            self.config,
+            self.registry,
+            self.folder.measurements_file,
+            checkpoint,
+            self.folder.initial_file,
+        )
 
     @cached_property
     def session(self) -> Session:

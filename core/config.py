@@ -10,7 +10,7 @@ because a preset is something that the user asked for, and a data set's name is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,13 @@ class EvaluationConfig(PartConfig):
     )
 
 
+class InitConfig(PartConfig):
+    """Where a run begins that does not begin at the fitted Gaussian."""
+
+    run: str = Field(description="folder of the run whose weights it begins with")
+    parts: tuple[Literal["prior", "posterior"], ...] = Field(description="whose weights")
+
+
 class RunConfig(BaseModel):
     """A resolved configuration, the content of ``config.yaml``.
 
@@ -102,6 +109,7 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "cpu"
     threads: int = Field(1, ge=1)
+    init: InitConfig | None = None
     method: dict[str, Any]
     prior: dict[str, Any] | None
     posterior: dict[str, Any] | None
@@ -126,6 +134,7 @@ class Request:
     op: str | None = None
     data: str | None = None
     preset: str = "standard"
+    init: Path | None = None
     seed: int | None = None
     device: str | None = None
     threads: int | None = None
@@ -275,6 +284,12 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     if request.preset not in PRESETS:
         raise UserError(f"unknown preset {request.preset!r}{suggest(request.preset, PRESETS)}")
     overrides = _by_scope(request.settings)
+    begun = _run_to_begin_with(request)
+    if begun is not None:
+        # Its prior and posterior, as they were built; what the user says himself comes later.
+        theirs = {key: begun[1].get(key) for key in ("prior", "posterior")}
+        file = {**{k: v for k, v in theirs.items() if v}, **request.file}
+        request = replace(request, file=file)
     resolved: dict[str, Any] = {
         "data": _resolve_scope("data", request, overrides["data"], registry, _Suggested())
     }
@@ -333,10 +348,58 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     for key in ("seed", "device", "threads"):
         if getattr(request, key) is not None:
             top[key] = getattr(request, key)
+    init = None if begun is None else _initial(begun, resolved, operator, request)
     try:
-        return RunConfig(**top, **resolved, operator=operator, **blocks)
+        return RunConfig(**top, **resolved, init=init, operator=operator, **blocks)
     except ValidationError as error:
         raise UserError(_first_error(error, "")) from error
+
+
+def _run_to_begin_with(request: Request) -> tuple[str, dict[str, Any]] | None:
+    """Folder and configuration of the run of ``--init``, or of a configuration file's ``init``."""
+    given = request.init
+    if given is None:
+        block = _mapping(request, "init")
+        if not block:
+            return None
+        given = Path(str(block.get("run")))
+    if not given.is_dir():
+        raise UserError(f"--init {given}: no run folder is there")
+    return str(given), read_config(given / "config.yaml")
+
+
+def _initial(
+    begun: tuple[str, Mapping[str, Any]],
+    resolved: Mapping[str, Any],
+    operator: list[dict[str, Any]],
+    request: Request,
+) -> InitConfig:
+    """Which parts a run begins with: the prior; the posterior where the operator is the same.
+
+    Raises:
+        UserError: there is none, or this run's is another one.
+    """
+    run, theirs = begun
+    same = [part["name"] for part in operator] == [
+        part.get("name") for part in theirs.get("operator") or []
+    ]
+    wanted = ["prior", *(["posterior"] if same else [])]
+    if request.init is None and "parts" in _mapping(request, "init"):
+        listed = validate(InitConfig, {**_mapping(request, "init"), "run": run}, "init")
+        wanted = list(listed.parts)
+    parts = [part for part in wanted if theirs.get(part) and resolved[part]]
+    if not parts:
+        raise UserError(
+            f"--init {run}: it has no {' or '.join(wanted)} that method "
+            f"{resolved['method']['name']} could begin with"
+        )
+    for part in parts:
+        if theirs[part]["name"] != resolved[part]["name"]:
+            raise UserError(
+                f"--init {run}: its {part} is {theirs[part]['name']}, and this run's "
+                f"{resolved[part]['name']}; leave out --{part}"
+            )
+    return validate(InitConfig, {"run": run, "parts": parts}, "init")
 
 
 def _train_suggestions(

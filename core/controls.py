@@ -73,7 +73,12 @@ def control_config(config: RunConfig, name: str, registry: Registry) -> RunConfi
     own = cls.Config(**shared).model_dump(mode="json")
     train = config.train.model_copy(update={"patience": 0})
     return config.model_copy(
-        update={"method": {"name": name, **own}, "posterior": None, "train": train}
+        update={
+            "init": None,
+            "method": {"name": name, **own},
+            "posterior": None,
+            "train": train,
+        }
     )
 
 

@@ -31,6 +31,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.environment_file = path / "environment.json"
         self.measurements_file = path / "measurements.safetensors"
+        self.initial_file = path / "initial.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.calibration_file = path / "calibration.json"

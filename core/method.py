@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .gaussian import Gaussian
+from .initial import Initial
 from .observation import Observation
 from .operator import ForwardOperator
 from .optim import Trainable
@@ -28,6 +29,10 @@ from .random import Streams
 from .space import ImageSpace
 
 __all__ = ["Batch", "Method", "MethodState", "Roles", "RunContext", "select"]
+
+
+_SEEN = 512
+"""Measurements that a posterior looks at where it begins, at most."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class RunContext:
         prior: the prior, where `roles` asks for it.
         posterior: the posterior, where `roles` asks for it.
         clean: the images behind the measurements; None unless the method declares `needs_clean`.
+        initial: weights of another run to begin with, where the user gives one.
         step: steps done.
     """
 
@@ -86,7 +92,33 @@ class RunContext:
     prior: Prior | None = None
     posterior: AmortizedPosterior | None = None
     clean: Tensor | None = None
+    initial: Initial | None = None
     step: int = 0
+
+    def initialise_prior(self, moments: Gaussian | None = None) -> None:
+        """Brings the prior to where it begins: weights of another run, or else a Gaussian.
+
+        Args:
+            moments: the Gaussian; None for that of the measurements.
+        """
+        assert self.prior is not None
+        self.prior.initialise(moments or self.moments, self.streams.fresh("init.prior"))
+        if self.has_prior:
+            assert self.initial is not None
+            self.initial.load("prior", self.prior)
+
+    def initialise_posterior(self) -> None:
+        """The same for the posterior."""
+        assert self.posterior is not None
+        generator = self.streams.fresh("init.posterior")
+        self.posterior.initialise(self.moments, self.observations[:_SEEN], generator)
+        if self.initial is not None and "posterior" in self.initial:
+            self.initial.load("posterior", self.posterior)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the prior begins at weights of another run."""
+        return self.initial is not None and "prior" in self.initial
 
     def make(self, kind: str, name: str, **arguments: Any) -> Any:
         """Builds another part by kind and name, such as a solver."""
@@ -134,7 +166,7 @@ class Method(Part, ABC):
 
     @abstractmethod
     def setup(self, ctx: RunContext) -> None:
-        """Initialises the parts and fills `trainables`.
+        """Initialises the parts (`RunContext.initialise_prior`, …) and fills `trainables`.
 
         Called once per process: before step 1, before a resume, and when a finished run is opened
         to be sampled. `load_state` follows in the last two cases.

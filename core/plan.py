@@ -46,7 +46,11 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         )
         return f"{settings['name']} ({own})" if own else str(settings["name"])
 
+    begin = "the Gaussian that is fitted to the measurements"
+    if config.init is not None:
+        begin = f"{' and '.join(config.init.parts)} of {config.init.run}"
     return [
+        ("begin", begin),
         ("method", part(config.method)),
         ("prior", part(config.prior)),
         ("posterior", part(config.posterior)),

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from .assembly import Assembly, build_classifier, build_dataset, build_metrics, check_metrics
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, latest
 from .config import RunConfig
 from .dataset import Dataset
 from .errors import UserError
+from .folder import RunFolder
 from .gaussian import Gaussian
+from .initial import Initial
 from .measured import MeasuredDataset
 from .measurements import Measurements, stored_space
 from .method import Method, MethodState, RunContext
@@ -93,6 +95,7 @@ class Session:
         registry: Registry,
         measurements_file: Path | None = None,
         checkpoint: Checkpoint | None = None,
+        initial_file: Path | None = None,
     ) -> Session:
         """Builds the parts and brings them to the state of a checkpoint, or to step 0.
 
@@ -102,6 +105,8 @@ class Session:
             measurements_file: the frozen measurements; they are simulated, and the file is
                 written, where it does not exist. None keeps them in memory.
             checkpoint: the state to restore, if any.
+            initial_file: the weights that the run begins with, where it does not begin at the
+                fitted Gaussian; they are taken from the other run, where the file does not exist.
 
         Raises:
             UserError: data, parts or checkpoint do not fit.
@@ -151,8 +156,10 @@ class Session:
             prior=assembly.prior,
             posterior=assembly.posterior,
             clean=clean,
+            initial=_initial(config, registry, initial_file),
         )
         assembly.method.setup(context)
+        _check_taken(context.initial, config)
         session = cls(config, dataset, assembly, measurements, context, metrics, watch=watch)
         if checkpoint is not None:
             session.restore(checkpoint)
@@ -215,6 +222,43 @@ def _measurements(
     if file is not None:
         drawn.save(file)
     return drawn
+
+
+def _initial(config: RunConfig, registry: Registry, file: Path | None) -> Initial | None:
+    """The weights that a run begins with; None for the fitted Gaussian."""
+    if config.init is None:
+        return None
+    if file is not None and file.exists():
+        return Initial.read(file)
+    folder = RunFolder.open(Path(config.init.run))
+    path = latest(folder.checkpoints)
+    if path is None:
+        raise UserError(f"--init {folder.path}: that run has no checkpoint yet")
+    session = Session.build(
+        folder.config(),
+        registry,
+        folder.measurements_file,
+        Checkpoint.load(path),
+        folder.initial_file,
+    )
+    parts = {"prior": session.context.prior, "posterior": session.context.posterior}
+    weights: dict[str, dict[str, Tensor]] = {}
+    with session.method.serving():
+        for name in config.init.parts:
+            part = parts[name]
+            if part is None:
+                raise UserError(f"--init {folder.path}: that run has no {name}")
+            weights[name] = {k: v.detach().cpu().clone() for k, v in part.state_dict().items()}
+    return Initial(weights, str(folder.path))
+
+
+def _check_taken(initial: Initial | None, config: RunConfig) -> None:
+    if initial is not None and initial.taken != set(initial.weights):
+        missing = sorted(set(initial.weights) - initial.taken)
+        raise UserError(
+            f"--init {initial.source}: method {config.method['name']} initialises its "
+            f"{' and '.join(missing)} in its own way"
+        )
 
 
 def _clean(config: RunConfig, dataset: Source) -> Tensor:

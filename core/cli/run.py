@@ -58,6 +58,14 @@ def run(
     config: Annotated[
         Path | None, typer.Option(help="YAML file, such as the config.yaml of another run.")
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with the prior of this run, and with its posterior where it has the same "
+            "operator, instead of the fitted Gaussian.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty [default: below runs/].")
     ] = None,
@@ -98,6 +106,7 @@ def run(
         "--preset": preset,
         "--set": setting,
         "--config": config,
+        "--init": init,
         "--out": out,
         "--seed": seed,
         "--device": device,
@@ -123,6 +132,7 @@ def run(
         seed=seed,
         device=device,
         threads=threads,
+        init=init,
         file={} if config is None else read_config(config),
         settings=[*own, *(parse_setting(text) for text in setting or [])],
     )

@@ -48,9 +48,7 @@ class PriorOnly(Method):
         assert ctx.prior is not None
         own = self.config
         self._images = self.images(ctx)
-        ctx.prior.initialise(
-            Gaussian.from_images(ctx.space, self._images), ctx.streams.fresh("init.prior")
-        )
+        ctx.initialise_prior(Gaussian.from_images(ctx.space, self._images))
         self.trainables = {
             "prior": Trainable(
                 ctx.prior,

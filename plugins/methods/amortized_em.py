@@ -30,7 +30,8 @@ are few, and a flow learns them by heart. ``rehearse_on=samples`` simulates from
 samples of other data.
 
 The start is the Gaussian that was fitted to the measurements: the prior's network begins as it,
-and the first samples are those of its posterior. Where there are bounds, the prior first learns
+and the first samples are those of its posterior (or it begins as a prior that it is given, and
+they are that one's). Where there are bounds, the prior first learns
 those samples brought inside them, near the fitted moments. No clean image and no second noise of a
 datum enters.
 
@@ -87,6 +88,8 @@ __all__ = ["AmortizedEM"]
 
 _DRAWN = 512
 """Samples of the prior that are drawn at a time."""
+_MEASURED = 256
+"""Measurements whose first samples are drawn at a time."""
 _KEPT = 4
 """Draws of the prior's samples that the flow still learns from: older are of an older prior."""
 _PIXELS = 2**24
@@ -201,15 +204,14 @@ class AmortizedEM(WithSolver):
         assert ctx.prior is not None and ctx.posterior is not None
         own = self.config
         self.solver = self.make_solver(own.solver, ctx)
-        ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
-        ctx.posterior.initialise(
-            ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
-        )
+        ctx.initialise_prior()
+        ctx.initialise_posterior()
         self._samples = self._first_samples(ctx)
         # The mean that is held inside them is known of linear operators only.
         bounded = ctx.space.bounded and own.bounds and ctx.operator.linear
         self._toned = bounded and own.tone_curve and ctx.operator.gaussian
-        first = round(own.start_share * ctx.total_steps) if bounded else 0
+        # A prior that is given knows the bounds already.
+        first = round(own.start_share * ctx.total_steps) if bounded and not ctx.has_prior else 0
         self._moving = range(first, ctx.total_steps - round(own.finish_share * ctx.total_steps))
         if not self._moving:
             raise UserError(
@@ -250,11 +252,22 @@ class AmortizedEM(WithSolver):
         generator = ctx.streams.fresh("init.samples")
         shape = (self.config.chains, len(ctx.observations), *ctx.space.shape)
         found = torch.zeros(shape, device=ctx.device)
-        for first in range(0, len(ctx.observations), 256):
-            chosen = slice(first, first + 256)
+        for first in range(0, len(ctx.observations), _MEASURED):
+            chosen = slice(first, first + _MEASURED)
             some = wiener(ctx.observations[chosen])
             found[:, chosen] = some.sample(self.config.chains, generator)
         return found
+
+    def _begin_at_prior(self, ctx: RunContext) -> None:
+        """Posterior samples of the prior that the run was given, in the place of a Gaussian's."""
+        assert ctx.prior is not None
+        self._calibrate(ctx)
+        generator = ctx.streams.fresh("init.samples")
+        for index in torch.arange(len(ctx.observations)).split(_MEASURED):
+            some = ctx.observations[index]
+            drawn, _ = self.solver.sample(ctx.prior, some, self.config.chains, generator)
+            self._samples[:, index] = drawn
+            self._pool.put(index, self.solver.marginal(ctx.prior, some, drawn, generator)[0])
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         data, nfe = self._expectation(batch, ctx)
@@ -286,7 +299,10 @@ class AmortizedEM(WithSolver):
         with torch.no_grad(), self.serving():
             drawn, nfe = self._samples[:, batch.index], 0
             moves = ctx.step - self._moving.start
-            if moves >= 0 and (moves % own.calibrate_every == 0 or not self._calibrated):
+            if ctx.step == 0 and ctx.has_prior:
+                self._begin_at_prior(ctx)
+                drawn = self._samples[:, batch.index]
+            elif moves >= 0 and (moves % own.calibrate_every == 0 or not self._calibrated):
                 self._calibrate(ctx)
             if ctx.step in self._moving:
                 if own.start == "flow":

@@ -8,9 +8,9 @@ Laps k = 0, 1, … of
     M: \quad θ_{k+1} = \arg\min_θ \; E_{i, σ, n} \; λ(σ) \, ‖D_θ(x_i + σ n, σ) - x_i‖^2
 
 The E-step is a solver's, and lap 0 starts at the posterior of the Gaussian that was fitted to the
-measurements. The M-step goes on from the averaged weights that sampled, with a new optimizer and a
-new schedule. Whatever share of the variance the solver loses, it loses again in every lap: what is
-drawn must be a draw, see docs/samplers.md.
+measurements, or of the prior that the run was given. The M-step goes on from the averaged weights
+that sampled, with a new optimizer and a new schedule. Whatever share of the variance the solver
+loses, it loses again in every lap: what is drawn must be a draw, see docs/samplers.md.
 
 Each datum is used as it was measured, once. Nothing is amortised, so a restored image costs the
 solver's evaluations.
@@ -71,7 +71,7 @@ class EMMMPS(WithSolver):
             UserError: the solver cannot use the prior.
         """
         assert ctx.prior is not None
-        ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
+        ctx.initialise_prior()
         self.solver = self.make_solver(self.config.solver, ctx)
         self._samples = torch.zeros(len(ctx.observations), *ctx.space.shape, device=ctx.device)
         self._figures = {"lap": 0.0, "chi2": 0.0, "nfe": 0.0}
@@ -89,16 +89,23 @@ class EMMMPS(WithSolver):
         assert ctx.prior is not None
         lap, done = divmod(ctx.step, self.config.lap_steps)
         if done == 0:
+            if lap == 0 and ctx.has_prior:
+                self._calibrate(ctx)
             self._sample_all(lap, ctx)
             self._restart(ctx)
         loss, norm = score_matching(ctx, self.trainables["prior"], lambda: self._recall(ctx))
         if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
             # Here and not before sampling, so that a finished run restores with the last errors.
-            with self.serving():
-                calibration = ctx.streams.get("calibration")
-                some = ctx.prior("sample", self.solver.calibration_images, calibration)
-                self.solver.calibrate(ctx.prior, some, calibration)
+            self._calibrate(ctx)
         return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
+
+    def _calibrate(self, ctx: RunContext) -> None:
+        """Lets the solver see on new samples of the prior how wrong that is."""
+        assert ctx.prior is not None
+        with self.serving():
+            calibration = ctx.streams.get("calibration")
+            some = ctx.prior("sample", self.solver.calibration_images, calibration)
+            self.solver.calibrate(ctx.prior, some, calibration)
 
     def _recall(self, ctx: RunContext) -> Tensor:
         """Random posterior samples, with shape (prior_batch, C, *spatial)."""
@@ -110,7 +117,8 @@ class EMMMPS(WithSolver):
         assert ctx.prior is not None
         generator = ctx.streams.get("posterior")
         nfe = 0
-        if lap == 0:
+        gaussian = lap == 0 and not ctx.has_prior
+        if gaussian:
             wiener = Wiener(ctx.moments, ctx.operator).to(ctx.device)
             wiener.update(ctx.observations.params)
         drawn = []
@@ -118,7 +126,7 @@ class EMMMPS(WithSolver):
         with self.serving():
             for first in range(0, len(ctx.observations), _CHUNK):
                 observation = ctx.observations[first : first + _CHUNK]
-                if lap == 0:
+                if gaussian:
                     x = wiener(observation).sample(1, generator)
                 else:
                     x, nfe = self.solver.sample(ctx.prior, observation, 1, generator)

@@ -84,10 +84,8 @@ class FlowDiff(Method):
 
     def setup(self, ctx: RunContext) -> None:
         assert ctx.prior is not None and ctx.posterior is not None
-        ctx.prior.initialise(ctx.moments, ctx.streams.fresh("init.prior"))
-        ctx.posterior.initialise(
-            ctx.moments, ctx.observations[:512], ctx.streams.fresh("init.posterior")
-        )
+        ctx.initialise_prior()
+        ctx.initialise_posterior()
         self._buffer = torch.zeros(0, *ctx.space.shape, device=ctx.device)
         self.trainables = {
             "prior": Trainable(
