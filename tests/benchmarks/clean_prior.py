@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.clean_prior noise amortized_em --steps 400 [--seed 0]
         [--fold development] [--set method.start=flow …] [--starts] [--run runs/default/noise-0]
-        [--told]
+        [--told] [--init runs/oracle]
 
 Trains one method on one problem (noise .5; 40 % of the pixels missing + noise .1; blur of .8 px +
 noise .2) and prints one JSON line: processor seconds of training, network evaluations, the metrics
@@ -15,7 +15,9 @@ deviations of the fitted Gaussian: what the flow's start saves can be read off. 
 for each method, more for many steps. `--run` judges a finished run of that problem, and
 method instead of training one; seconds are then those of its clock. `--told` starts from mean and
 covariance of the clean training images instead of those that were fitted to the measurements: no
-method may, and it shows what of a prior's faults is the fit's. `tests.benchmarks.seeds` makes a
+method may, and it shows what of a prior's faults is the fit's. `--init` begins with the weights of
+a run, as `flowdiff run --init` does: one of the method oracle shows what of them is the way there.
+`tests.benchmarks.seeds` makes a
 table of the lines of several runs.
 """
 
@@ -82,17 +84,22 @@ def main() -> None:
     parser.add_argument("--starts", action="store_true")
     parser.add_argument("--set", dest="given", action="append", default=[])
     parser.add_argument("--told", action="store_true")
+    parser.add_argument("--init", type=Path)
     parser.add_argument("--run", type=Path)
     options = parser.parse_args()
-    if options.run and (options.told or options.given):
-        parser.error("--run judges what was trained already, so neither --told nor --set")
+    if options.run and (options.told or options.given or options.init):
+        parser.error("--run judges what was trained already: no --told, --init or --set")
     torch.set_num_threads(options.threads)
     session, cost = _finished(options) if options.run else _trained(options)
     record: dict[str, Any] = {
         "problem": options.problem,
         "data": session.config.data["name"],
         "method": session.config.method["name"],
-        "set": [*options.given, *(["told the moments"] if options.told else [])],
+        "set": [
+            *options.given,
+            *(["told the moments"] if options.told else []),
+            *([f"begun at {options.init}"] if options.init else []),
+        ],
         "seed": session.config.seed,
         "fold": session.config.data["fold"],
         "steps": session.context.step,
@@ -137,6 +144,7 @@ def _trained(options: argparse.Namespace) -> tuple[Session, dict[str, Any]]:
         data=options.data,
         op=op,
         method=options.method,
+        init=options.init,
         seed=options.seed,
         settings=[*settings_of(own), *map(parse_setting, options.given)],
     )
