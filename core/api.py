@@ -47,6 +47,7 @@ from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
 from .intake import as_observation
 from .loop import InterruptedRunError, train
+from .noise_level import with_estimates
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
@@ -199,8 +200,12 @@ class Run:
             check_controls(config, registry)
         HookCaller.for_run(registry, _records(config, registry), hooks)
         torch.set_num_threads(config.threads)
-        (progress or SilentProgress()).message("preparing measurements, moments and networks")
+        progress = progress or SilentProgress()
+        progress.message("preparing measurements, moments and networks")
         since = time.monotonic()
+        config = with_estimates(config, registry)
+        for setting, value in config.estimated.items():
+            progress.message(f"{setting} = {value:g}, estimated from the measurements")
         session = Session.build(config, registry, measurements_file)
         session.setup_seconds = time.monotonic() - since
         created = cls(RunFolder.create(path, config), registry)

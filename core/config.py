@@ -115,6 +115,8 @@ class RunConfig(BaseModel):
     posterior: dict[str, Any] | None
     operator: list[dict[str, Any]]
     data: dict[str, Any]
+    estimated: dict[str, float | None] = Field(default_factory=dict)
+    """Settings that nobody gave and that were estimated from measurements; None until they are."""
     train: TrainConfig
     eval: EvaluationConfig
 
@@ -348,11 +350,35 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     for key in ("seed", "device", "threads"):
         if getattr(request, key) is not None:
             top[key] = getattr(request, key)
+    estimated = _to_estimate(
+        registry, str(resolved["data"]["name"]), chain[-1], overrides["op"], suggested
+    )
     init = None if begun is None else _initial(begun, resolved, operator, request)
     try:
-        return RunConfig(**top, **resolved, init=init, operator=operator, **blocks)
+        return RunConfig(
+            **top, **resolved, init=init, operator=operator, estimated=estimated, **blocks
+        )
     except ValidationError as error:
         raise UserError(_first_error(error, "")) from error
+
+
+def _to_estimate(
+    registry: Registry,
+    data: str,
+    noise: tuple[str, Mapping[str, Any]],
+    overrides: Mapping[str, Mapping[str, Any]],
+    suggested: _Suggested,
+) -> dict[str, float | None]:
+    """The noise level of measured data, where nothing is said of the noise: None, by its path."""
+    from .measured import MeasuredDataset
+
+    name, in_file = noise
+    # A complete operator is no noise model, and has no such setting.
+    level = getattr(registry.load("operator", name), "level_setting", "")
+    said = {**suggested.of_operator(name).settings, **in_file, **overrides.get(name, {})}
+    if said or not level or not issubclass(registry.load("dataset", data), MeasuredDataset):
+        return {}
+    return {f"op.{name}.{level}": None}
 
 
 def _run_to_begin_with(request: Request) -> tuple[str, dict[str, Any]] | None:

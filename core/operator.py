@@ -187,6 +187,9 @@ class NoiseModel(OperatorPart):
     """Whether the noise is additive, Gaussian and independent of the clean measurement."""
     discrete: ClassVar[bool] = False
     """Whether y lies on a lattice, and `log_prob` is a log-mass."""
+    level_setting: ClassVar[str] = ""
+    """The setting that is the standard deviation of white noise. It is estimated from measured
+    images where no setting of the noise is given (`flowdiff.core.noise_level`)."""
 
     @property
     def support_radius(self) -> int | None:

@@ -12,6 +12,7 @@ from .config import RunConfig
 from .counting import CallCounter
 from .memory import peak_memory
 from .method import select
+from .noise_level import with_estimates
 from .registry import Registry
 from .session import Session
 
@@ -54,12 +55,23 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("method", part(config.method)),
         ("prior", part(config.prior)),
         ("posterior", part(config.posterior)),
-        ("operator", " then ".join(part(p) for p in config.operator)),
+        ("operator", " then ".join(map(part, _shown_operator(config)))),
         ("data", part(config.data)),
         ("training", f"{config.train.steps} steps of {config.train.batch_size} measurements"),
         ("seed", str(config.seed)),
         ("device", f"{config.device}, {config.threads} thread(s)"),
     ]
+
+
+def _shown_operator(config: RunConfig) -> list[dict[str, Any]]:
+    """The chain, with what is estimated marked as such."""
+    chain = [dict(part) for part in config.operator]
+    for path, value in config.estimated.items():
+        key = path.rpartition(".")[2]
+        chain[-1][key] = (
+            "to be estimated" if value is None else f"{value:g}, estimated from the measurements"
+        )
+    return chain
 
 
 def _short(value: Any) -> str:
@@ -76,6 +88,7 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
     """
     torch.set_num_threads(config.threads)
     since = time.monotonic()
+    config = with_estimates(config, registry)
     session = Session.build(config, registry)
     preparation = time.monotonic() - since
     ctx = session.context

@@ -111,6 +111,8 @@ class Session:
         Raises:
             UserError: data, parts or checkpoint do not fit.
         """
+        if None in config.estimated.values():
+            raise UserError(f"{next(iter(config.estimated))} is not known: estimate it first")
         device = pick_device(config.device)
         dataset = build_dataset(config.data, registry)
         space = None

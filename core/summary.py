@@ -52,6 +52,7 @@ def summarise(
         "prior": config.prior["name"] if config.prior else None,
         "posterior": config.posterior["name"] if config.posterior else None,
         "operator": config.operator,
+        "estimated": config.estimated,
         "data": config.data["name"],
         "simulated": session.clean is not None,
         "fold": config.data.get("fold"),

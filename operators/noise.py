@@ -53,6 +53,7 @@ class GaussianNoise(NoiseModel):
             return self
 
     gaussian = True
+    level_setting = "sigma"
 
     def __init__(self, config: Config, context: BuildContext) -> None:
         super().__init__(config, context)

@@ -60,6 +60,10 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
         learned,
         f"The known measurement process: {operator_in_words(summary['operator'])}.",
     ]
+    sentences += [
+        f"{path} = {value:g} was not given, but estimated from the measurements."
+        for path, value in (summary.get("estimated") or {}).items()
+    ]
     if summary.get("value_range"):
         low, high = summary["value_range"]
         limits = f"[{low:g},{HARD_SPACE}{high:g}]".replace("-", "−")

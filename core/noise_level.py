@@ -1,0 +1,87 @@
+r"""The noise level of measurements, estimated from themselves where nobody says it.
+
+.. math:: \hat σ = \mathrm{median}_k |w_k| / Φ^{-1}(3/4)
+
+with the finest diagonal wavelet coefficients w of one measurement, in which images have little and
+white noise has as much as everywhere. Taken is the median over measurements. What an image has at
+its finest scale is counted as noise: the estimate is a little high for images with sharp edges,
+and far too high for images of a few pixels whose strokes are one pixel wide.
+
+Reference: Ideal spatial adaptation by wavelet shrinkage (Donoho and Johnstone, 1994),
+https://doi.org/10.1093/biomet/81.3.425
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from statistics import median
+
+from torch import Tensor
+
+from .assembly import build_dataset, build_operator
+from .config import RunConfig
+from .errors import UserError
+from .measured import MeasuredDataset
+from .observation import Observation
+from .registry import Registry
+
+__all__ = ["estimate_level", "with_estimates"]
+
+_LOOKED_AT = 256
+"""Measurements that an estimate looks at, at most."""
+_LEAST = 8
+"""Pixels of a side, at least: below, the finest scale is all that there is."""
+
+
+def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
+    """The configuration with a number for what `RunConfig.estimated` names.
+
+    Raises:
+        UserError: the operator does not permit it, or the measurements cannot be read.
+    """
+    missing = [path for path, value in config.estimated.items() if value is None]
+    if not missing:
+        return config
+    (path,) = missing
+    dataset = build_dataset(config.data, registry)
+    assert isinstance(dataset, MeasuredDataset)
+    operator = build_operator(config.operator, dataset.space, registry)
+    usable = (item.observation for item in dataset.items(operator) if item.observation)
+    some = Observation.join(list(islice(usable, _LOOKED_AT)))
+    reason = _obstacle(some)
+    if reason:
+        raise UserError(
+            f"{path} is not given, and cannot be estimated here: {reason}; "
+            f"give it with --set {path}=…, in image units"
+        )
+    level = estimate_level(some.y)
+    # Four digits: a longer number would pretend to be one.
+    level = float(f"{max(level, 1e-6):.4g}")
+    key = path.rpartition(".")[2]
+    chain = [*config.operator[:-1], {**config.operator[-1], key: level}]
+    return config.model_copy(
+        update={"operator": chain, "estimated": {**config.estimated, path: level}}
+    )
+
+
+def estimate_level(images: Tensor) -> float:
+    """σ of white noise in images (B, C, H, W), in their units, by scikit-image."""
+    from skimage.restoration import estimate_sigma
+
+    return median(
+        float(estimate_sigma(image.double().numpy(), average_sigmas=True, channel_axis=0))
+        for image in images
+    )
+
+
+def _obstacle(observation: Observation) -> str:
+    """Why the measurements are no images with white noise everywhere; empty where they are."""
+    operator = observation.operator
+    spec = operator.codomain
+    if spec.is_complex:
+        return "measurements are complex"
+    if len(spec.shape) != 3 or min(spec.shape[1:]) < _LEAST:
+        return f"measurements of shape {'×'.join(map(str, spec.shape))} are no images"
+    if operator.observed(observation.params) is not None:
+        return "masked pixels hold no noise"
+    return ""
