@@ -52,6 +52,7 @@ from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
 from .restoration import RestoreOptions, restore_files
+from .restorer import POSTERIOR, Restorer
 from .session import Session
 from .summary import summarise
 
@@ -399,7 +400,13 @@ class Run:
             )
 
     def restore(
-        self, y: Tensor, n: int = 16, params: Mapping[str, Tensor] | None = None, seed: int = 0
+        self,
+        y: Tensor,
+        n: int = 16,
+        params: Mapping[str, Tensor] | None = None,
+        seed: int = 0,
+        solver: str = POSTERIOR,
+        settings: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Posterior samples of measurements, with shape (n, B, C, *spatial).
 
@@ -408,20 +415,20 @@ class Run:
             n: samples per measurement.
             params: operator parameters of each, where the operator has any.
             seed: of the draws.
+            solver: what draws them: ``posterior`` for the run's own way, or a registered solver,
+                which uses the run's prior.
+            settings: of that solver.
 
         Raises:
             UserError: the run learned no posterior, or y and params do not fit its operator.
         """
         session = self.session
-        if "restore" not in session.method.artifacts:
-            raise UserError(f"method {self.config.method['name']} learns no posterior")
         _check_count("n", n)
         observation = as_observation(y, params or {}, session.context.operator)
         generator = Streams(seed, session.context.device).fresh("restore")
-        with session.method.serving():
-            return session.method.restore(
-                observation.to(session.context.device), n, session.context, generator
-            ).cpu()
+        with session.method.serving(), torch.no_grad():
+            restorer = Restorer.of(session, solver, settings or {}, seed)
+            return restorer(observation.to(session.context.device), n, generator).cpu()
 
     def restore_files(
         self,

@@ -148,8 +148,12 @@ DEFAULTS = {"method": "amortized_em", "prior": "edm", "posterior": "glow", "data
 DEFAULT_OPERATOR = "gaussian_blur+gaussian_noise"
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str, scopes: Sequence[str] = SCOPES) -> tuple[str, Any]:
     """``prior.channels=64`` to ("prior.channels", 64); values are YAML scalars or lists.
+
+    Args:
+        text: as the command line has it.
+        scopes: first words that are known.
 
     Raises:
         UserError: no ``=``, an unknown first word, or a value that is not YAML.
@@ -158,7 +162,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     path = path.strip()
     if not equals or not path:
         raise UserError(f"--set {text}: write it as --set SCOPE.KEY=VALUE")
-    _check_path(path)
+    _check_path(path, scopes)
     try:
         return path, yaml.safe_load(raw)
     except yaml.YAMLError as error:
@@ -173,7 +177,8 @@ def parse_settings(
     Raises:
         UserError: as `parse_setting`, or a setting of another scope.
     """
-    settings = [parse_setting(text) for text in texts]
+    known = (*SCOPES, *(scope for scope in scopes if scope not in SCOPES))
+    settings = [parse_setting(text, known) for text in texts]
     for path, _ in settings:
         if path.partition(".")[0] not in scopes:
             raise UserError(
@@ -212,7 +217,7 @@ def settings_of(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
         raise UserError("settings must be a mapping such as {'prior.channels': 64}")
     found = []
     for path, value in values.items():
-        _check_path(str(path))
+        _check_path(str(path), SCOPES)
         if isinstance(value, Path):
             value = str(value)
         elif hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
@@ -221,10 +226,10 @@ def settings_of(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return found
 
 
-def _check_path(path: str) -> None:
+def _check_path(path: str, scopes: Sequence[str]) -> None:
     scope, dot, _ = path.partition(".")
-    if scope not in SCOPES:
-        raise UserError(f"--set {path}: unknown scope {scope!r}{suggest(scope, SCOPES)}")
+    if scope not in scopes:
+        raise UserError(f"--set {path}: unknown scope {scope!r}{suggest(scope, scopes)}")
     if not dot:
         raise UserError(f"--set {path}: name a key, such as --set {scope}.KEY=VALUE")
 

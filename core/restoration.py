@@ -23,7 +23,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from .measurements import content_hash
 from .observation import Observation
 from .progress import Progress, SilentProgress
 from .random import Streams
+from .restorer import POSTERIOR, Restorer
 from .session import Session
 from .wiener import Wiener, reduced_chi_square
 
@@ -77,12 +78,17 @@ class RestoreOptions:
         samples: how many of them are written.
         quantiles: pixel by pixel, between 0 and 1.
         seed: of the draws; equal seeds give equal files.
+        solver: what draws them, a registered solver with the run's prior; ``posterior`` for the
+            run's own way.
+        settings: of that solver.
     """
 
     n: int = 64
     samples: int = 0
     quantiles: tuple[float, ...] = (0.05, 0.95)
     seed: int = 0
+    solver: str = POSTERIOR
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -118,9 +124,6 @@ def restore_files(
     Raises:
         UserError: the run restores nothing, or the folder belongs to something else.
     """
-    method = session.method
-    if "restore" not in method.artifacts:
-        raise UserError(f"method {session.config.method['name']} learns no posterior")
     progress = progress or SilentProgress()
     settings = {"schema": SCHEMA, **about, **asdict(options)}
     settings["quantiles"] = list(options.quantiles)
@@ -130,11 +133,13 @@ def restore_files(
     reader = copy.deepcopy(operator).cpu()
     names = _names(inputs, out, about)
     next(inputs.items(reader), None)  # what is wrong with all of them, before a folder is made
+    with session.method.serving(), torch.no_grad():
+        restorer = Restorer.of(session, options.solver, options.settings, options.seed)
     done = _open(out, settings)
     since = time.monotonic()
     problems: dict[str, str] = {}
-    with method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
-        usual = _Usual.of(session, options)
+    with session.method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
+        usual = _Usual.of(session, restorer, options)
         progress.begin("restoring", len(names))
         for number, group in enumerate(_groups(inputs.items(reader))):
             problems |= {item.name: item.problem for item in group if item.observation is None}
@@ -145,7 +150,7 @@ def restore_files(
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
                 each = [item.observation for item in todo if item.observation is not None]
                 observation = replace(Observation.join(each).to(device), operator=operator)
-                x = method.restore(observation, options.n, session.context, generator).cpu()
+                x = restorer(observation, options.n, generator).cpu()
                 figures = usual.judge(observation, x.to(device))
                 lines = []
                 for row, item in enumerate(todo):
@@ -175,6 +180,7 @@ def restore_files(
         "problems": problems,
         "usual": usual.to_json(),
         "chi2": sum(line["chi2"] for line in done.values()) / max(len(done), 1),
+        "evaluations_per_sample": restorer.nfe,
         "seconds": time.monotonic() - since,
     }
     write_json(out / "restoration.json", summary)
@@ -307,14 +313,14 @@ class _Usual:
     and None where too few do."""
 
     @classmethod
-    def of(cls, session: Session, options: RestoreOptions) -> _Usual:
+    def of(cls, session: Session, restorer: Restorer, options: RestoreOptions) -> _Usual:
         context, figures = session.context, _Figures(session)
         held = session.measurements.heldout[:_USUAL].to(context.device)
         generator = Streams(options.seed, context.device).fresh("restore.usual")
         found: dict[str, list[float]] = {}
         for start in range(0, len(held), _GROUP):
             part = held[start : start + _GROUP]
-            drawn = session.method.restore(part, options.n, context, generator)
+            drawn = restorer(part, options.n, generator)
             for name, values in figures(part, drawn).items():
                 found.setdefault(name, []).extend(value ** _POWER[name] for value in values)
         spreads = {name: _spread(torch.tensor(values)) for name, values in found.items()}

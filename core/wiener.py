@@ -75,6 +75,15 @@ class AffineMap:
             return self.gaussian.synthesise(self.gaussian.analyse(centred) / self.factor)
         return _matmul(torch.linalg.inv(self.factor), centred, self.mean.ndim - 1)
 
+    def transposed(self, v: Tensor) -> Tensor:
+        """Lᵀ v, for v of shape (…, B, C, *spatial)."""
+        if self.factor.ndim == 0:
+            return self.factor * v
+        if self.factor.ndim == 1:
+            # Diagonal in an orthonormal basis, so symmetric.
+            return self.gaussian.synthesise(self.factor * self.gaussian.analyse(v))
+        return _matmul(self.factor.mT, v, self.mean.ndim - 1)
+
     def variances(self) -> Tensor:
         """Of the entries of x, the diagonal of L Lᵀ, with a shape that broadcasts with `mean`."""
         if self.factor.ndim == 0:

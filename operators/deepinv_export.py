@@ -33,6 +33,7 @@ def as_denoiser(prior: DiffusionPrior) -> Any:
 
     Args:
         prior: a diffusion prior; its weights are used as they are when the denoiser is called.
+            Noise levels below its ``sigma_min`` are taken for that.
 
     Raises:
         UserError: a prior that is no diffusion model.
@@ -54,7 +55,9 @@ def as_denoiser(prior: DiffusionPrior) -> Any:
             if not isinstance(sigma, Tensor):
                 sigma = float(sigma)  # a numpy number, for instance
             level = self._handle_sigma(sigma, batch_size=len(x), device=x.device, dtype=x.dtype)
-            return space.to_unit(prior.denoise(space.from_unit(x), peak * level))
+            # deepinv's schedules end at 0, where a diffusion prior has no noise level.
+            level = (peak * level.flatten()).clamp(min=prior.sigma_min).expand(len(x))
+            return space.to_unit(prior.denoise(space.from_unit(x), level))
 
     return Denoiser()
 
@@ -81,7 +84,7 @@ def as_physics(operator: ForwardOperator, params: Params | None = None) -> Any:
         raise UserError(f"as_physics: give the parameters {', '.join(sorted(expected)) or 'none'}")
     if operator.codomain.is_complex:
         raise UserError("as_physics: deepinv's noise is real, and these measurements are complex")
-    level = _noise_level(operator, own) / peak
+    level = noise_level(operator, own) / peak
     base: Any = physics.LinearPhysics if operator.linear else physics.Physics
 
     def dark(like: Tensor) -> Tensor:
@@ -124,7 +127,12 @@ def as_physics(operator: ForwardOperator, params: Params | None = None) -> Any:
     return Linear()
 
 
-def _noise_level(operator: ForwardOperator, params: Params) -> float:
+def noise_level(operator: ForwardOperator, params: Params) -> float:
+    """σ of Gaussian noise, in the units of the image space.
+
+    Raises:
+        UserError: the noise is another one, or its σ differs between samples.
+    """
     if not operator.gaussian:
         raise UserError(
             "as_physics: only Gaussian noise can be given to deepinv, and this operator has "

@@ -37,12 +37,13 @@ _ANY = int | float | str | list[int] | list[float]
 _SIMPLE = (int, float, bool, str, type(None), list, tuple)
 
 
-def settings_class(cls: type[Any], name: str) -> type[PartConfig]:
-    """The `Config` of a deepinv physics.
+def settings_class(cls: type[Any], name: str, scope: str = "") -> type[PartConfig]:
+    """The `Config` of a deepinv class.
 
     Args:
         cls: the deepinv class.
         name: its name, for the class' docstring.
+        scope: where its settings are given; ``op.NAME`` where empty.
     """
     fields: dict[str, Any] = {
         "seed": (int, Field(0, ge=0, description="of what deepinv draws when it is built"))
@@ -60,7 +61,7 @@ def settings_class(cls: type[Any], name: str) -> type[PartConfig]:
             default = list(default)
         fields[key] = (annotation, Field(default, description=f"deepinv's own ({parameter})"))
     model: type[PartConfig] = create_model(
-        "Config", __base__=PartConfig, __doc__=f"Settings ``op.{name}.*``.", **fields
+        "Config", __base__=PartConfig, __doc__=f"Settings ``{scope or 'op.' + name}.*``.", **fields
     )
     return model
 

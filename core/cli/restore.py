@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,12 +32,20 @@ def restore(
         typer.Option(help="Quantile of each pixel to write [default: 0.05 and 0.95]."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
+    solver: Annotated[
+        str,
+        typer.Option(
+            help="What draws the samples: posterior, the run's own way, one pass of its flow; or "
+            "a solver with its prior, such as split_gibbs or mmps."
+        ),
+    ] = "posterior",
     setting: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            metavar="data.KEY=VALUE",
-            help="How the files are read, such as data.range=[0,4095] [default: as the run's].",
+            metavar="SCOPE.KEY=VALUE",
+            help="How the files are read, such as data.range=[0,4095] [default: as the run's], "
+            "and settings of the solver, such as solver.moves=8.",
         ),
     ] = None,
 ) -> None:
@@ -53,12 +61,15 @@ def restore(
     from flowdiff.core.progress import ConsoleProgress
     from flowdiff.core.restoration import RestoreOptions
 
-    options = RestoreOptions(n, samples, tuple(quantile or (0.05, 0.95)), seed)
-    given = parse_settings(setting or [], ("data",), "restore")
-    own = {path.partition(".")[2]: value for path, value in given}
+    given: dict[str, dict[str, Any]] = {"data": {}, "solver": {}}
+    for path, value in parse_settings(setting or [], tuple(given), "restore"):
+        scope, _, key = path.partition(".")
+        given[scope][key] = value
+    quantiles = tuple(quantile or (0.05, 0.95))
+    options = RestoreOptions(n, samples, quantiles, seed, solver, given["solver"])
     with ConsoleProgress(Console(stderr=True)) as progress:
         found = open_run(run).restore_files(
-            inputs, out, params=params, options=options, reading=own, progress=progress
+            inputs, out, params=params, options=options, reading=given["data"], progress=progress
         )
     flagged, problems = found["flagged"], found["problems"]
     typer.echo(f"{found['restored']:,} of {found['measurements']:,} restored in {out}")

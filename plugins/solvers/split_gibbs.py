@@ -108,6 +108,7 @@ class SplitGibbs(CalibratedSolver):
         )
 
     invariant = True
+    refines = True
     config: Config
 
     @torch.no_grad()

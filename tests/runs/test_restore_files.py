@@ -248,7 +248,7 @@ def test_few_held_out_measurements_flag_nothing(tmp_path: Path) -> None:
         (["-n", "1"], "2 samples or more"),
         (["--samples", "99"], "at most the n=64"),
         (["--quantile", "1.5"], "between 0 and 1"),
-        (["--set", "op.gaussian_noise.sigma=1"], "settings of data only"),
+        (["--set", "op.gaussian_noise.sigma=1"], "settings of data and solver only"),
         (["--set", "data.rang=[0,1]"], "did you mean 'range'"),
         (["--params", "p.npz"], "the operator has no parameters"),
     ],
