@@ -14,6 +14,7 @@ _LAZY: dict[str, str] = {
     "Run": "flowdiff.core.api",
     "get_registry": "flowdiff.core.registry",
     "hookimpl": "flowdiff.core.hookspecs",
+    "load_export": "flowdiff.core.export",
     "open_run": "flowdiff.core.api",
     "resume": "flowdiff.core.api",
     "run": "flowdiff.core.api",
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .core.api import open_run as open_run
     from .core.api import resume as resume
     from .core.api import run as run
+    from .core.export import load_export as load_export
     from .core.hookspecs import hookimpl as hookimpl
     from .core.registry import get_registry as get_registry
 else:

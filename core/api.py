@@ -42,6 +42,7 @@ from .controls import (
 from .counting import CallCounter
 from .errors import UserError
 from .evaluation import evaluate
+from .export import export_run
 from .files import write_bytes, write_json
 from .folder import RunFolder, environment, versions
 from .hooks import HookCaller
@@ -480,6 +481,22 @@ class Run:
         return restore_files(
             session, source, Path(out), options or RestoreOptions(), about, progress
         )
+
+    def export(self, out: str | Path, to: str = "safetensors") -> list[Path]:
+        """Writes prior and posterior as files that need no run folder (`flowdiff.core.export`).
+
+        Args:
+            out: a new or empty folder.
+            to: ``safetensors``, or ``deepinv`` for a denoiser of deepinv's beside them.
+
+        Returns:
+            The files.
+
+        Raises:
+            UserError: there are no weights, or not of that kind, or the folder is not empty.
+        """
+        finished = self.folder.summary_file.exists()
+        return export_run(self.session, self.summary if finished else None, Path(out), to)
 
     def evaluate(
         self,

@@ -394,8 +394,13 @@ def _run_to_begin_with(request: Request) -> tuple[str, dict[str, Any]] | None:
         if not block:
             return None
         given = Path(str(block.get("run")))
+    from .initial import read_header, weights_file
+
+    exported = weights_file(given)
+    if exported is not None:
+        return str(given), dict(read_header(exported)["config"])
     if not given.is_dir():
-        raise UserError(f"--init {given}: no run folder is there")
+        raise UserError(f"--init {given}: no run folder is there, and no exported weights")
     return str(given), read_config(given / "config.yaml")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .dataset import Dataset
 from .errors import UserError
 from .folder import RunFolder
 from .gaussian import Gaussian
-from .initial import Initial
+from .initial import Initial, weights_file
 from .measured import MeasuredDataset
 from .measurements import Measurements, stored_space
 from .method import Method, MethodState, RunContext
@@ -146,6 +146,9 @@ class Session:
         else:
             moments = Gaussian(space)
             _load(moments, checkpoint.part("moments/"), "moments")
+        initial = _initial(config, registry, initial_file)
+        if initial is not None:
+            initial.check_space(space)
         context = RunContext(
             space=space,
             operator=assembly.operator,
@@ -158,7 +161,7 @@ class Session:
             prior=assembly.prior,
             posterior=assembly.posterior,
             clean=clean,
-            initial=_initial(config, registry, initial_file),
+            initial=initial,
         )
         assembly.method.setup(context)
         _check_taken(context.initial, config)
@@ -184,6 +187,22 @@ class Session:
         self.calls = dict(checkpoint.calls)
         self.guard = dict(checkpoint.guard)
         self.best = Best.of(checkpoint.best)
+
+    def served(self, parts: Collection[str], source: str) -> Initial:
+        """The weights that the run serves with, those of `parts`, copied to the CPU.
+
+        Raises:
+            UserError: it has no such part.
+        """
+        own = {"prior": self.context.prior, "posterior": self.context.posterior}
+        with self.method.serving():
+            found = {
+                name: {k: v.detach().cpu().clone() for k, v in part.state_dict().items()}
+                for name, part in own.items()
+                if part is not None
+            }
+        config = self.config.model_dump(mode="json")
+        return Initial(found, self.context.space, source, config).only(parts)
 
     def checkpoint(self, versions: Mapping[str, str]) -> Checkpoint:
         """The present state."""
@@ -232,26 +251,21 @@ def _initial(config: RunConfig, registry: Registry, file: Path | None) -> Initia
         return None
     if file is not None and file.exists():
         return Initial.read(file)
+    exported = weights_file(Path(config.init.run))
+    if exported is not None:
+        return Initial.read(exported).only(config.init.parts)
     folder = RunFolder.open(Path(config.init.run))
     path = latest(folder.checkpoints)
     if path is None:
         raise UserError(f"--init {folder.path}: that run has no checkpoint yet")
-    session = Session.build(
+    theirs = Session.build(
         folder.config(),
         registry,
         folder.measurements_file,
         Checkpoint.load(path),
         folder.initial_file,
     )
-    parts = {"prior": session.context.prior, "posterior": session.context.posterior}
-    weights: dict[str, dict[str, Tensor]] = {}
-    with session.method.serving():
-        for name in config.init.parts:
-            part = parts[name]
-            if part is None:
-                raise UserError(f"--init {folder.path}: that run has no {name}")
-            weights[name] = {k: v.detach().cpu().clone() for k, v in part.state_dict().items()}
-    return Initial(weights, str(folder.path))
+    return theirs.served(config.init.parts, str(folder.path))
 
 
 def _check_taken(initial: Initial | None, config: RunConfig) -> None:

@@ -97,6 +97,7 @@ class DeepinvSolver(Solver):
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__(config, context)
+        self.config = config
         self.settings = {
             key: value for key, value in config.model_dump().items() if value is not None
         }

@@ -19,6 +19,7 @@ from flowdiff.core.errors import UserError, suggest
 from . import plugins
 from .corrupt import corrupt
 from .eval import eval_command
+from .export import export
 from .report import report
 from .restore import restore
 from .run import run
@@ -26,7 +27,7 @@ from .sample import sample
 
 __all__ = ["CommandGroup", "app", "global_options_restored"]
 
-_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, restore, report, corrupt)
+_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, restore, report, corrupt, export)
 """One function per command, which is named after it."""
 _GROUPS: tuple[typer.Typer, ...] = (plugins.app,)
 

@@ -127,7 +127,8 @@ class AmortizedEM(WithSolver):
             description="laps in which they are annealed, 2 so that each is once; later all moves "
             "leave the posterior invariant; none for all laps",
         )
-        prior_steps: int = Field(8, ge=1, description="θ-steps after each E-step of a batch")
+        prior_steps: int = Field(32, ge=1, description="θ-steps after each E-step of a batch")
+        prior_batch: int = Field(96, ge=1, description="images per θ-step")
         posterior_steps: int = Field(5, ge=1, description="φ-steps after each E-step of a batch")
         posterior_batch: int = Field(96, ge=1, description="pairs per φ-step")
         rehearsal: float = Field(

@@ -117,7 +117,8 @@ class Langevin(Solver):
         """See `Solver.sample`; without `init` it begins at samples of the Wiener posterior.
 
         Raises:
-            UserError: the operator, or `sigma_start`: samples are never noised here.
+            UserError: the operator, `sigma_start` (samples are never noised here), or steps that
+                are too large.
         """
         self.check(prior, observation)
         assert isinstance(prior, DiffusionPrior)
@@ -142,5 +143,10 @@ class Langevin(Solver):
             slope = prior.score(x, level) + information.gradient(x)
             noise = randn(u.shape, generator, u.device)
             u = u + 0.5 * step * affine.transposed(slope) + step**0.5 * noise
+        if not torch.isfinite(u).all():
+            raise UserError(
+                f"solver langevin diverges with step_size={step:g}: the posterior is far narrower "
+                "somewhere than a Gaussian's; make it smaller, or take split_gibbs"
+            )
         x = affine(u).unflatten(0, (n, len(observation)))
         return x, self.config.steps

@@ -9,8 +9,8 @@ them as centres, and the covariance of the differences between neighbours around
 For each solver: network evaluations a sample; variance summed over components, as a ratio to the
 exact one; distance of the mean from the exact one in posterior standard deviations, with its
 Monte-Carlo part subtracted; 1000 times the energy distance to exact samples. The row `exact` is
-that of a second set of exact samples: no solver can be told from exact below it. Some minutes of a
-core.
+that of a second set of exact samples: no solver can be told from exact below it. A solver that
+refuses a problem, or diverges, has no figure there. Some minutes of a core.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from flowdiff.core import (
     BuildContext,
     ImageSpace,
     Observation,
+    UserError,
     get_registry,
 )
 from flowdiff.core.agreement import energy_distance
@@ -135,6 +136,15 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
         "split_gibbs",
         {"particles": 32, "cooling": 0.85, "moves": 12},
     ),
+    **{f"langevin, {k} steps": ("langevin", {"steps": k}) for k in (40, 160)},
+    **{f"deepinv:DPS, {k} steps": ("deepinv:DPS", {"num_steps": k}) for k in (100, 1000)},
+    "deepinv:DPS, guidance=annealed, 100 steps": (
+        "deepinv:DPS",
+        {"num_steps": 100, "guidance": "annealed"},
+    ),
+    "deepinv:PiGDM, 100 steps": ("deepinv:PiGDM", {"num_steps": 100}),
+    "deepinv:DiffPIR, 100 steps": ("deepinv:DiffPIR", {}),
+    "deepinv:DDRM, 100 steps": ("deepinv:DDRM", {}),
 }
 """Name of the solver and its settings by the title of its row."""
 
@@ -199,8 +209,11 @@ def drawn(
     return x.unflatten(1, (n // group, len(observation))).flatten(0, 1), nfe
 
 
-def compare(name: str, n: int, only: list[str]) -> dict[str, tuple[int, Figures]]:
-    """Evaluations and figures of every solver on one problem, by the title of its row."""
+def compare(name: str, n: int, only: list[str]) -> dict[str, tuple[int, Figures] | None]:
+    """Evaluations and figures of every solver on one problem, by the title of its row.
+
+    None where the solver refuses the problem.
+    """
     problem = PROBLEMS[name]
     prior = prior_of(problem.prior)
     operator = build_operator(problem.chain, prior.space, get_registry())
@@ -209,7 +222,7 @@ def compare(name: str, n: int, only: list[str]) -> dict[str, tuple[int, Figures]
     exact = prior.mixture.posterior(observation)
     assert exact is not None
     truth, second = exact.sample(n, generator), exact.sample(n, generator)
-    found = {"exact": (0, judge(second, exact, truth))}
+    found: dict[str, tuple[int, Figures] | None] = {"exact": (0, judge(second, exact, truth))}
     images = prior.sample(2000, generator)
     context = BuildContext(prior.space, operator)
     for title, (kind, settings) in SOLVERS.items():
@@ -218,21 +231,34 @@ def compare(name: str, n: int, only: list[str]) -> dict[str, tuple[int, Figures]
         cls: Any = get_registry().load("solver", kind)
         solver = cls(cls.Config(**settings), context)
         generator.manual_seed(1)  # a row does not depend on those before it
-        solver.calibrate(prior, images, generator)
         since = time.monotonic()
-        x, nfe = drawn(solver, prior, observation, n, generator)
+        try:
+            solver.check(prior, observation)
+            solver.calibrate(prior, images, generator)
+            x, nfe = drawn(solver, prior, observation, n, generator)
+        except UserError as error:
+            found[title] = None
+            print(f"{name}: {title}: {error}", file=sys.stderr, flush=True)
+            continue
         found[title] = nfe, judge(x, exact, truth)
         seconds = time.monotonic() - since
         print(f"{name}: {title}, {seconds:.1f} s", file=sys.stderr, flush=True)
     return found
 
 
-def table(found: dict[str, dict[str, tuple[int, Figures]]], figure: str, digits: int) -> str:
+def table(
+    found: dict[str, dict[str, tuple[int, Figures] | None]], figure: str, digits: int
+) -> str:
     """One figure of every solver (rows) on every problem (columns)."""
     lines = ["| | evaluations | " + " | ".join(found) + " |", "|---" * (len(found) + 2) + "|"]
     for title in next(iter(found.values())):
-        cells = [f"{getattr(rows[title][1], figure):.{digits}f}" for rows in found.values()]
-        nfe = sorted({rows[title][0] for rows in found.values()})
+        cells = []
+        nfe = sorted({row[0] for rows in found.values() if (row := rows[title])})
+        for rows in found.values():
+            row = rows[title]
+            cells.append(f"{getattr(row[1], figure):.{digits}f}" if row else "–")
+        if not nfe:
+            continue
         cost = f"{nfe[0]}" if len(nfe) == 1 else f"{nfe[0]} to {nfe[-1]}"
         lines.append(f"| {title} | {cost} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -156,7 +156,7 @@ def test_the_first_samples_are_of_the_prior_that_is_given() -> None:
     given = {name: value.clone() for name, value in ctx.prior.state_dict().items()}
     given["gaussian.mean"] = given["gaussian.mean"] + 0.7
     given["gaussian.variances"] = given["gaussian.variances"] * 0.3
-    ctx.initial = Initial({"prior": given}, "nowhere")
+    ctx.initial = Initial({"prior": given}, ctx.space, "nowhere", {})
     method: Any = session.method
     method.setup(ctx)
     method.step(select(ctx.observations, torch.arange(32), None), ctx)

@@ -71,6 +71,16 @@ def test_other_operators_are_refused(chain: list[dict[str, Any]]) -> None:
         solver.sample(prior, observation, 1, generator)
 
 
+def test_says_that_it_diverges() -> None:
+    prior = prior_of("octagon")
+    operator = build_operator([{"name": "matrix", "rows": 1}, *NOISE], prior.space, get_registry())
+    generator = torch.Generator().manual_seed(0)
+    observation = operator.observe(prior.sample(64, generator), generator)
+    solver = Langevin(Langevin.Config(step_size=1.5), BuildContext(prior.space, operator))
+    with pytest.raises(UserError, match=r"diverges with step_size=1.5"):
+        solver.sample(prior, observation, 32, generator)
+
+
 def test_never_noises_samples() -> None:
     prior = prior_of("gaussian")
     operator = build_operator(NOISE, prior.space, get_registry())
