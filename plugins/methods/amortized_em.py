@@ -106,7 +106,7 @@ class AmortizedEM(WithSolver):
     class Config(JointSettings):
         """Settings ``method.*``; those of the solver stand beside them."""
 
-        presets = {"quick": {"prior_steps": 2, "posterior_steps": 2, "dreams": 1024}}
+        presets = {"quick": {"prior_steps": 4, "posterior_steps": 2, "dreams": 1024}}
 
         lr_prior: float = Field(2e-3, gt=0, description="peak learning rate of the prior")
         lr_posterior: float = Field(2e-3, gt=0, description="peak learning rate of the posterior")
