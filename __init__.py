@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 
 _LAZY: dict[str, str] = {
     "Run": "flowdiff.core.api",
+    "as_denoiser": "flowdiff.operators.deepinv_export",
+    "as_physics": "flowdiff.operators.deepinv_export",
     "get_registry": "flowdiff.core.registry",
     "hookimpl": "flowdiff.core.hookspecs",
     "load_export": "flowdiff.core.export",
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from .core.export import load_export as load_export
     from .core.hookspecs import hookimpl as hookimpl
     from .core.registry import get_registry as get_registry
+    from .operators.deepinv_export import as_denoiser as as_denoiser
+    from .operators.deepinv_export import as_physics as as_physics
 else:
 
     def __getattr__(name: str) -> Any:

@@ -39,10 +39,9 @@ from pathlib import Path
 import torch
 
 import flowdiff
-from flowdiff.operators.deepinv_export import as_denoiser
 
 prior = flowdiff.load_export(Path(__file__).parent).prior
-denoiser = as_denoiser(prior)
+denoiser = flowdiff.as_denoiser(prior)
 
 if __name__ == "__main__":
     noisy = torch.rand(1, *prior.space.shape)

@@ -59,6 +59,8 @@ _CHOOSE_BELOW = 200
 """Dimension above which nothing is chosen, rank 0 and ν = dimension: it would cost 54 fits."""
 _ROUNDS = 3
 """Of fitting an S₀ to what the per-sample EM has found, and going on with that."""
+_SETTLED = 1e-9
+"""Change of an iteration, of the largest entry, below which the EM has ended."""
 _TINY = 1e-4
 """Variance of a noise that keeps a covariance's evidence finite, in units of its mean variance."""
 
@@ -233,8 +235,11 @@ def _em(
         gain = torch.linalg.solve(marginal, cross.mT).mT
         shift = seen.mean - matrix @ mean
         second = gain @ (seen.covariance + torch.outer(shift, shift)) @ gain.mT
+        before = covariance
         covariance = count * (second + covariance - gain @ cross.mT) + nu * prior
         covariance = 0.5 * (covariance + covariance.mT) / (count + nu)
+        if float((covariance - before).abs().max()) <= _SETTLED * float(covariance.abs().max()):
+            break
     if problem.space.value_range is not None:
         # Images lie in their range, so their mean does; in dark corners that halves its error.
         mean = mean.clamp(*problem.space.value_range)

@@ -30,7 +30,6 @@ JOINT: Mapping[str, Any] = {
     "method.times": 8,
     "method.rehearsal": 0.0,
     "method.prior_steps": 4,
-    "method.prior_batch": 192,
     "method.prior_batch": 1024,
     "method.buffer": 8,
     "train.steps": 2000,

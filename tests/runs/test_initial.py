@@ -13,6 +13,7 @@ import flowdiff
 from flowdiff.core import UserError, Wiener, get_registry
 from flowdiff.core.api import Run
 from flowdiff.core.config import Request, resolve, settings_of
+from flowdiff.core.controls import control_config
 from flowdiff.core.initial import Initial
 from flowdiff.core.loop import InterruptedRunError
 from flowdiff.core.method import Method, Roles, RunContext, select
@@ -72,12 +73,12 @@ def drawn(run: Run, part: str) -> torch.Tensor:
         return ctx.posterior("sample", ctx.observations[:3], 2, generator)
 
 
-@pytest.mark.parametrize("method", ["flowdiff", "amortized_em", "em_mmps", "naive", "oracle"])
+@pytest.mark.parametrize("method", ["amortized_em", "em_mmps", "naive"])
 def test_begins_as_the_other_run_serves(method: str, first: Path, tmp_path: Path) -> None:
     run = begun(first, tmp_path / "b", method=method, settings=EM if method[:2] == "am" else {})
     other = flowdiff.open_run(first)
     assert torch.equal(drawn(run, "prior"), drawn(other, "prior"))
-    if method in ("flowdiff", "amortized_em"):
+    if method == "amortized_em":
         assert torch.equal(drawn(run, "posterior"), drawn(other, "posterior"))
     finished = run.finish()
     assert not torch.equal(drawn(finished, "prior"), drawn(other, "prior"))
@@ -96,15 +97,13 @@ def test_other_settings_of_the_operator_take_both(first: Path, tmp_path: Path) -
     assert run.config.init is not None and run.config.init.parts == ("prior", "posterior")
 
 
-@pytest.mark.parametrize("method", ["amortized_em", "flowdiff"])
 def test_goes_on_where_the_other_run_is_gone(
-    method: str, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = EM if method == "amortized_em" else {}
-    whole = begun(first, tmp_path / "whole", method=method, settings=own).finish()
+    whole = begun(first, tmp_path / "whole", method="amortized_em", settings=EM).finish()
     other = tmp_path / "other"
     shutil.copytree(first, other)
-    begun(other, tmp_path / "cut", method=method, settings=own)
+    begun(other, tmp_path / "cut", method="amortized_em", settings=EM)
     shutil.rmtree(other)
 
     def stop(self: Any, step: int, metrics: Any) -> None:
@@ -127,9 +126,9 @@ def test_the_configuration_reproduces_it(first: Path, tmp_path: Path) -> None:
 
 
 def test_controls_do_not_begin_there(first: Path, tmp_path: Path) -> None:
-    run = begun(first, tmp_path / "b").finish(controls=True)
-    control = flowdiff.open_run(run.folder.controls / "oracle")
-    assert control.config.init is None and not control.folder.initial_file.exists()
+    run = begun(first, tmp_path / "b")
+    assert run.config.init is not None
+    assert control_config(run.config, "oracle", get_registry()).init is None
 
 
 def test_the_first_samples_are_of_the_prior_that_is_given() -> None:
