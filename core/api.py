@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from .assembly import build_classifier
+from .assembly import build_classifier, build_operator
 from .checkpoint import Checkpoint, latest
 from .config import (
     MEASURED,
@@ -29,6 +29,7 @@ from .config import (
     measured_data,
     read_config,
     resolve,
+    resolve_operator,
     settings_of,
     validate,
 )
@@ -437,6 +438,8 @@ class Run:
         out: str | Path,
         *,
         params: str | Path | None = None,
+        op: str | None = None,
+        op_settings: Mapping[str, Any] | None = None,
         options: RestoreOptions | None = None,
         reading: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
@@ -447,6 +450,8 @@ class Run:
             inputs: a folder or an archive of measurements.
             out: the folder for the files; one that was not finished is continued.
             params: a file of operator parameters of each.
+            op: the operator that they were measured by, where it is not the run's.
+            op_settings: its settings, such as ``{"op.gaussian_noise.sigma": 0.1}``.
             options: how many samples, and what is written.
             reading: settings of ``data``, such as ``{"range": [0, 4095]}``; those of a run on
                 measurements from files are the default.
@@ -467,6 +472,13 @@ class Run:
         }
         if params is not None:
             own["params"] = Path(params)
+        chain, operator = None, None
+        if op is not None:
+            chain = resolve_operator(op, settings_of(op_settings or {}), self.registry)
+            operator = build_operator(chain, session.context.space, self.registry)
+            operator = operator.to(session.context.device).eval()
+        elif op_settings:
+            raise UserError(f"--set {next(iter(op_settings))}: name the operator with --op")
         cls: Any = self.registry.load("dataset", MEASURED)
         validated = validate(cls.Config, own, "data")
         source = cls(validated)
@@ -477,9 +489,10 @@ class Run:
             "inputs": str(Path(inputs).resolve()),
             "params": None if params is None else str(Path(params).resolve()),
             "range": validated.model_dump(mode="json")["range"],
+            "operator": chain,
         }
         return restore_files(
-            session, source, Path(out), options or RestoreOptions(), about, progress
+            session, source, Path(out), options or RestoreOptions(), about, progress, operator
         )
 
     def export(self, out: str | Path, to: str = "safetensors") -> list[Path]:

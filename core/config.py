@@ -32,6 +32,7 @@ __all__ = [
     "parse_settings",
     "read_config",
     "resolve",
+    "resolve_operator",
     "settings_of",
     "to_yaml",
     "validate",
@@ -301,9 +302,7 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         "data": _resolve_scope("data", request, overrides["data"], registry, _Suggested())
     }
     suggested = _suggested(str(resolved["data"]["name"]), registry)
-    chain = _operator_parts(request, registry, suggested.operator)
-    overrides["op"] = _full_names(overrides["op"], [name for name, _ in chain])
-    _check_operator_scopes(overrides["op"], [name for name, _ in chain])
+    chain, operator = _resolve_operator(request, overrides, registry, suggested)
     resolved["method"] = _resolve_scope(
         "method", request, overrides["method"], registry, suggested
     )
@@ -319,19 +318,6 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
             )
         else:
             resolved[scope] = None
-    operator = [
-        _resolve_part(
-            registry,
-            "operator",
-            name,
-            f"op.{name}",
-            request.preset,
-            own,
-            overrides["op"].get(name, {}),
-            suggested.of_operator(name),
-        )
-        for name, own in chain
-    ]
     suggestions = {
         "train": _train_suggestions(method, made.train_defaults, suggested),
         "eval": suggested.settings.get("eval", {}),
@@ -365,6 +351,50 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         )
     except ValidationError as error:
         raise UserError(_first_error(error, "")) from error
+
+
+def resolve_operator(
+    op: str, settings: Sequence[tuple[str, Any]], registry: Registry
+) -> list[dict[str, Any]]:
+    """The chain of an operator alone, with every setting of every part.
+
+    Raises:
+        UserError: an unknown part or setting, or a noise of which nothing is said.
+    """
+    request = Request(op=op, settings=settings)
+    overrides = _by_scope(settings)
+    chain, operator = _resolve_operator(request, overrides, registry, _Suggested())
+    noise = chain[-1][0]
+    level = getattr(registry.load("operator", noise), "level_setting", "")
+    if level and not overrides["op"].get(noise):
+        raise UserError(f"--op {op}: say how much noise there is: --set op.{noise}.{level}=…")
+    return operator
+
+
+def _resolve_operator(
+    request: Request,
+    overrides: dict[str, dict[str, Any]],
+    registry: Registry,
+    suggested: _Suggested,
+) -> tuple[list[tuple[str, dict[str, Any]]], list[dict[str, Any]]]:
+    """The chain as it was asked for, and with every setting; the overrides get full names."""
+    chain = _operator_parts(request, registry, suggested.operator)
+    names = [name for name, _ in chain]
+    overrides["op"] = _full_names(overrides["op"], names)
+    _check_operator_scopes(overrides["op"], names)
+    return chain, [
+        _resolve_part(
+            registry,
+            "operator",
+            name,
+            f"op.{name}",
+            request.preset,
+            own,
+            overrides["op"].get(name, {}),
+            suggested.of_operator(name),
+        )
+        for name, own in chain
+    ]
 
 
 def _to_estimate(

@@ -19,9 +19,9 @@ from torch import Tensor
 from .agreement import Agreement, compare_with_exact
 from .counting import CallCounter
 from .gaussian import Gaussian
-from .method import RunContext
 from .metric import MetricValue
 from .observation import Observation
+from .operator import ForwardOperator
 from .progress import Progress
 from .session import Session
 from .space import ImageSpace
@@ -306,16 +306,15 @@ def _differences(
     }
 
 
-def exact_wiener(context: RunContext) -> bool:
+def exact_wiener(moments: Gaussian, operator: ForwardOperator) -> bool:
     """Whether the Wiener posterior is the fitted Gaussian's exact one; see `core.wiener`."""
-    operator = context.operator
-    return operator.linear and operator.gaussian and context.moments.dense
+    return operator.linear and operator.gaussian and moments.dense
 
 
 def _restoration(work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor) -> dict[str, Any]:
     space, settings = work.session.context.space, work.session.config.eval
     wiener_mean = work.wiener.mean.cpu()
-    exact = exact_wiener(work.session.context)
+    exact = exact_wiener(work.session.context.moments, work.session.context.operator)
     operator = work.session.context.operator
     seen_as = "" if operator.gives_images else ", back-projected"
     estimates = {
@@ -417,7 +416,7 @@ def _negative_elbo(work: _Work) -> dict[str, Any]:
             "draws": ELBO_DRAWS,
             **mean_interval(values, work.stream("bootstrap"), replicates).to_json(),
         }
-    if exact_wiener(work.session.context):
+    if exact_wiener(work.session.context.moments, work.session.context.operator):
         found["gaussian_fit_nll"] = {
             "what": "−log p(y) of the fitted Gaussian per held-out measurement, in nats, exact",
             **mean_interval(

@@ -38,6 +38,7 @@ from .image_export import export_image
 from .measured import MeasuredDataset, MeasuredItem
 from .measurements import content_hash
 from .observation import Observation
+from .operator import ForwardOperator
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .restorer import POSTERIOR, Restorer
@@ -107,6 +108,7 @@ def restore_files(
     options: RestoreOptions,
     about: dict[str, Any],
     progress: Progress | None = None,
+    operator: ForwardOperator | None = None,
 ) -> dict[str, Any]:
     """Restores every measurement, or those that an earlier call has not come to.
 
@@ -117,6 +119,8 @@ def restore_files(
         options: what is written.
         about: run and inputs, as they were named; a folder of others is refused.
         progress: told how far it is.
+        operator: what they were measured by, where it is not the run's; then nothing is known of
+            what is usual, and nothing is flagged.
 
     Returns:
         The content of restoration.json.
@@ -128,18 +132,22 @@ def restore_files(
     settings = {"schema": SCHEMA, **about, **asdict(options)}
     settings["quantiles"] = list(options.quantiles)
     device = session.context.device
-    operator = session.context.operator
+    operator = operator or session.context.operator
     # Files are read on the CPU, wherever the run is.
     reader = copy.deepcopy(operator).cpu()
     names = _names(inputs, out, about)
-    next(inputs.items(reader), None)  # what is wrong with all of them, before a folder is made
+    # What is wrong with all of them is said before a folder is made.
+    first = next((item for item in inputs.items(reader) if item.observation is not None), None)
+    some = None
+    if first is not None and first.observation is not None:
+        some = replace(first.observation.to(device), operator=operator)
     with session.method.serving(), torch.no_grad():
-        restorer = Restorer.of(session, options.solver, options.settings, options.seed)
+        restorer = Restorer.of(session, options.solver, options.settings, options.seed, some)
     done = _open(out, settings)
     since = time.monotonic()
     problems: dict[str, str] = {}
     with session.method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
-        usual = _Usual.of(session, restorer, options)
+        usual = _Usual.of(session, restorer, options, some)
         progress.begin("restoring", len(names))
         for number, group in enumerate(_groups(inputs.items(reader))):
             problems |= {item.name: item.problem for item in group if item.observation is None}
@@ -313,8 +321,16 @@ class _Usual:
     and None where too few do."""
 
     @classmethod
-    def of(cls, session: Session, restorer: Restorer, options: RestoreOptions) -> _Usual:
-        context, figures = session.context, _Figures(session)
+    def of(
+        cls,
+        session: Session,
+        restorer: Restorer,
+        options: RestoreOptions,
+        some: Observation | None,
+    ) -> _Usual:
+        context, figures = session.context, _Figures(session, some)
+        if figures.operator is not context.operator:
+            return cls(figures, {}, None)
         held = session.measurements.heldout[:_USUAL].to(context.device)
         generator = Streams(options.seed, context.device).fresh("restore.usual")
         found: dict[str, list[float]] = {}
@@ -352,7 +368,7 @@ class _Usual:
     def to_json(self) -> dict[str, Any]:
         """Spreads by name, and how far a flagged measurement is."""
         return {
-            "cube_root_of_chi2": self.spreads["chi2"],
+            "cube_root_of_chi2": self.spreads.get("chi2"),
             "nll": self.spreads.get("nll"),
             "deviations_that_are_flagged": self.far,
         }
@@ -363,18 +379,22 @@ class _Figures:
 
     Args:
         session: the run.
+        some: of the measurements; None for those of the run.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, some: Observation | None) -> None:
         self.context = session.context
-        self.wiener = Wiener(self.context.moments, self.context.operator).to(self.context.device)
-        self.wiener.update(self.context.observations.params)
+        some = some or self.context.observations
+        self.operator = some.operator
+        self.wiener = Wiener(self.context.moments, self.operator).to(self.context.device)
+        own = self.operator is self.context.operator
+        self.wiener.update(self.context.observations.params if own else some.params)
 
     def __call__(self, observation: Observation, x: Tensor) -> dict[str, list[float]]:
         """Of each of B measurements, from samples (n, B, C, *spatial)."""
         chi2 = torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0)
         found = {"chi2": chi2.tolist()}
-        if exact_wiener(self.context):
+        if exact_wiener(self.context.moments, self.operator):
             nll = gaussian_nll(self.wiener(observation), observation, self.context.moments)
             found["nll"] = nll.tolist()
         return found

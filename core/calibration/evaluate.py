@@ -355,7 +355,7 @@ def _evidence(work: _Work, wiener: Wiener) -> dict[str, Any]:
     context = work.session.context
     found: dict[str, Any] = {}
     exact = None
-    if exact_wiener(context):
+    if exact_wiener(context.moments, context.operator):
         exact = gaussian_nll(wiener(work.heldout), work.heldout, context.moments).double().cpu()
         found["gaussian_fit"] = mean_interval(exact, work.quick("evidence"), 400).to_json()
     reason = _no_evidence(work.session)

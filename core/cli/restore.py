@@ -25,6 +25,12 @@ def restore(
         Path | None,
         typer.Option(metavar="FILE", help="Operator parameters of each measurement."),
     ] = None,
+    op: Annotated[
+        str | None,
+        typer.Option(
+            help="What measured them, where it is not the run's operator; with a --solver."
+        ),
+    ] = None,
     n: Annotated[int, typer.Option("-n", help="Posterior samples of each, 2 or more.")] = 64,
     samples: Annotated[int, typer.Option(help="How many of them are written.")] = 0,
     quantile: Annotated[
@@ -45,7 +51,7 @@ def restore(
             "--set",
             metavar="SCOPE.KEY=VALUE",
             help="How the files are read, such as data.range=[0,4095] [default: as the run's], "
-            "and settings of the solver, such as solver.moves=8.",
+            "settings of the solver, such as solver.moves=8, and of --op.",
         ),
     ] = None,
 ) -> None:
@@ -61,15 +67,22 @@ def restore(
     from flowdiff.core.progress import ConsoleProgress
     from flowdiff.core.restoration import RestoreOptions
 
-    given: dict[str, dict[str, Any]] = {"data": {}, "solver": {}}
+    given: dict[str, dict[str, Any]] = {"data": {}, "solver": {}, "op": {}}
     for path, value in parse_settings(setting or [], tuple(given), "restore"):
         scope, _, key = path.partition(".")
-        given[scope][key] = value
+        given[scope][path if scope == "op" else key] = value
     quantiles = tuple(quantile or (0.05, 0.95))
     options = RestoreOptions(n, samples, quantiles, seed, solver, given["solver"])
     with ConsoleProgress(Console(stderr=True)) as progress:
         found = open_run(run).restore_files(
-            inputs, out, params=params, options=options, reading=given["data"], progress=progress
+            inputs,
+            out,
+            params=params,
+            op=op,
+            op_settings=given["op"],
+            options=options,
+            reading=given["data"],
+            progress=progress,
         )
     flagged, problems = found["flagged"], found["problems"]
     typer.echo(f"{found['restored']:,} of {found['measurements']:,} restored in {out}")

@@ -104,6 +104,33 @@ def test_a_prior_without_a_posterior_restores_by_a_solver(tmp_path: Path) -> Non
         fitted.restore(y, solver="mmps")
 
 
+@pytest.mark.parametrize("solver", ["split_gibbs", "mmps", "langevin"])
+def test_measured_by_another_operator(solver: str, run: flowdiff.Run, tmp_path: Path) -> None:
+    """Masked files by a run that learned from noisy ones: what is seen comes back, unflagged."""
+    generator = torch.Generator().manual_seed(0)
+    clean = run.session.clean
+    assert clean is not None
+    x = clean.split("second")[:4]
+    seen = torch.rand(x.shape, generator=generator) < 0.6
+    y = (x + 0.05 * torch.randn(x.shape, generator=generator)) * seen
+    np.save(tmp_path / "y.npy", y.numpy())
+    np.savez(tmp_path / "masks.npz", mask=seen.numpy())
+    found = run.restore_files(
+        tmp_path / "y.npy",
+        tmp_path / "out",
+        params=tmp_path / "masks.npz",
+        op="random_mask",
+        op_settings={"op.gaussian_noise.sigma": 0.05},
+        options=RestoreOptions(n=8, solver=solver, settings=SOLVERS[solver]),
+    )
+    assert found["restored"] == 4 and found["flagged"] == []
+    assert [part["name"] for part in found["operator"]] == ["random_mask", "gaussian_noise"]
+    means = [tifffile.imread(path) for path in sorted((tmp_path / "out" / "mean").iterdir())]
+    errors = (torch.tensor(np.stack(means))[:, None] - x)[seen]
+    assert float(errors.square().mean().sqrt()) < 0.15
+    assert found["usual"]["deviations_that_are_flagged"] is None
+
+
 @pytest.mark.parametrize(
     ("solver", "settings", "message"),
     [
@@ -137,6 +164,6 @@ def test_the_command(run: flowdiff.Run, inputs: Path, tmp_path: Path, run_cli: C
     code, _, error = run_cli("restore", *words[:-1], "langevin")
     assert code == 2 and "another s" in error
     code, _, error = run_cli("restore", *words, "--set", "prior.channels=3")
-    assert code == 2 and "data and solver only" in error
+    assert code == 2 and "data and solver and op only" in error
     code, _, error = run_cli("restore", *words, "--set", "sovler.steps=3")
     assert code == 2 and "solver" in error
