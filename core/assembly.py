@@ -27,6 +27,7 @@ __all__ = [
     "build_dataset",
     "build_metrics",
     "build_operator",
+    "build_prior",
     "check_metrics",
     "factory_of",
 ]
@@ -195,6 +196,18 @@ class Assembly:
                     f"{config.posterior and config.posterior['name']} declares that it has none"
                 )
         return cls(space, operator, method, context, prior, posterior)
+
+
+def build_prior(config: RunConfig, space: ImageSpace, registry: Registry) -> Prior:
+    """The prior of a configuration alone, with weights of its seed.
+
+    Raises:
+        UserError: it has none, or the prior does not fit the space.
+    """
+    context = BuildContext(space, factory=factory_of(registry))
+    prior: Any = _trainable("prior", config.prior, context, registry, config.seed)
+    found: Prior = prior
+    return found
 
 
 def _trainable(

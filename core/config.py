@@ -342,7 +342,12 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
         if getattr(request, key) is not None:
             top[key] = getattr(request, key)
     estimated = _to_estimate(
-        registry, str(resolved["data"]["name"]), chain[-1], overrides["op"], suggested
+        registry,
+        str(resolved["data"]["name"]),
+        chain[-1],
+        overrides["op"],
+        suggested,
+        _mapping(request, "estimated"),
     )
     init = None if begun is None else _initial(begun, resolved, operator, request)
     try:
@@ -397,23 +402,48 @@ def _resolve_operator(
     ]
 
 
+def _differ_in_numbers(
+    operator: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether two chains have the same parts and differ in real numbers only, such as σ.
+
+    Anything else (a factor, a size, whether masks are fixed) may change what a posterior sees.
+    """
+    if [part["name"] for part in operator] != [part.get("name") for part in other]:
+        return False
+    pairs = [
+        (value, theirs.get(key))
+        for own, theirs in zip(operator, other, strict=True)
+        for key, value in own.items()
+    ]
+    return all(a == b or (isinstance(a, float) and isinstance(b, float)) for a, b in pairs)
+
+
 def _to_estimate(
     registry: Registry,
     data: str,
     noise: tuple[str, Mapping[str, Any]],
     overrides: Mapping[str, Mapping[str, Any]],
     suggested: _Suggested,
+    before: Mapping[str, Any],
 ) -> dict[str, float | None]:
-    """The noise level of measured data, where nothing is said of the noise: None, by its path."""
+    """The noise level of measured data, where nothing is said of the noise: None, by its path.
+
+    What a configuration file says that it was estimated (`before`) is estimated again: the
+    measurements may be others.
+    """
     from .measured import MeasuredDataset
 
     name, in_file = noise
     # A complete operator is no noise model, and has no such setting.
     level = getattr(registry.load("operator", name), "level_setting", "")
-    said = {**suggested.of_operator(name).settings, **in_file, **overrides.get(name, {})}
+    path = f"op.{name}.{level}"
+    said = {**suggested.of_operator(name).settings, **overrides.get(name, {})}
+    if path not in before:
+        said |= in_file
     if said or not level or not issubclass(registry.load("dataset", data), MeasuredDataset):
         return {}
-    return {f"op.{name}.{level}": None}
+    return {path: None}
 
 
 def _run_to_begin_with(request: Request) -> tuple[str, dict[str, Any]] | None:
@@ -428,10 +458,10 @@ def _run_to_begin_with(request: Request) -> tuple[str, dict[str, Any]] | None:
 
     exported = weights_file(given)
     if exported is not None:
-        return str(given), dict(read_header(exported)["config"])
+        return str(given.resolve()), dict(read_header(exported)["config"])
     if not given.is_dir():
         raise UserError(f"--init {given}: no run folder is there, and no exported weights")
-    return str(given), read_config(given / "config.yaml")
+    return str(given.resolve()), read_config(given / "config.yaml")
 
 
 def _initial(
@@ -446,9 +476,7 @@ def _initial(
         UserError: there is none, or this run's is another one.
     """
     run, theirs = begun
-    same = [part["name"] for part in operator] == [
-        part.get("name") for part in theirs.get("operator") or []
-    ]
+    same = _differ_in_numbers(operator, theirs.get("operator") or [])
     wanted = ["prior", *(["posterior"] if same else [])]
     if request.init is None and "parts" in _mapping(request, "init"):
         listed = validate(InitConfig, {**_mapping(request, "init"), "run": run}, "init")
@@ -705,6 +733,13 @@ def _resolve_part(
     settings = {**suggested, **cls.Config.presets.get(preset, {}), **given}
     chosen = {field: str(settings.get(field, _default(cls, field))) for field in cls.nested}
     nested = {f: registry.load(kind, chosen[f]) for f, kind in cls.nested.items()}
+    for key, part in nested.items():
+        # The settings of both are written beside each other.
+        if set(cls.nested) & set(part.Config.model_fields):
+            raise UserError(
+                f"{scope}.{key}={chosen[key]}: it has settings of the same name as {name}'s "
+                "own, and cannot be chosen there"
+            )
     known = set(cls.Config.model_fields).union(*(n.Config.model_fields for n in nested.values()))
     for key in given:
         if key not in known:

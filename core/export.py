@@ -13,13 +13,15 @@ Nothing is pickled. The measurements are not exported, only the moments that par
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from flowdiff import __version__
 
-from .assembly import Assembly
+from .assembly import Assembly, build_prior
 from .config import RunConfig
 from .errors import UserError
 from .files import write_text
@@ -32,6 +34,7 @@ from .session import Session
 __all__ = ["FORMATS", "Exported", "export_run", "load_export"]
 
 FORMATS = ("safetensors", "deepinv")
+_PRIVATE = ("path", "params")
 _DENOISER = '''"""The learned prior as a deepinv denoiser of images in [0, 1]."""
 
 from pathlib import Path
@@ -57,12 +60,14 @@ class Exported:
     Attributes:
         config: the run's configuration.
         prior: with the exported weights; None where the run had none.
-        posterior: the same.
+        posterior: the same; None too where its operator needs a file that is not here.
+        problem: why it could not be built; empty where it could.
     """
 
     config: RunConfig
     prior: Prior | None
     posterior: AmortizedPosterior | None
+    problem: str = ""
 
 
 def export_run(
@@ -96,7 +101,10 @@ def export_run(
     if to == "deepinv":
         files["denoiser.py"] = _DENOISER
     weights = out / "weights.safetensors"
-    session.served(parts, out.name).save(weights)
+    served = session.served(parts, out.name)
+    # Where the measurements lay is nobody's business.
+    data = {k: v for k, v in served.config["data"].items() if k not in _PRIVATE}
+    replace(served, config={**served.config, "data": data, "init": None}).save(weights)
     for name, text in files.items():
         write_text(out / name, text)
     return [weights, *(out / name for name in files)]
@@ -116,13 +124,27 @@ def load_export(path: str | Path, registry: Registry | None = None) -> Exported:
     if file is None:
         raise UserError(f"{path}: there are no exported weights")
     initial = Initial.read(file)
-    config = RunConfig(**{**initial.config, "init": None})
-    assembly = Assembly.build(config, initial.space, registry or get_registry())
-    parts: dict[str, Any] = {"prior": assembly.prior, "posterior": assembly.posterior}
-    for name in initial.weights:
-        initial.load(name, parts[name])
-        parts[name].eval()
-    return Exported(config, **{name: parts[name] if name in initial else None for name in parts})
+    registry = registry or get_registry()
+    try:
+        config = RunConfig(**{**initial.config, "init": None})
+    except ValidationError as error:
+        raise UserError(f"{file} was written by another version of flowdiff") from error
+    parts: dict[str, Any] = {}
+    problem = ""
+    try:
+        assembly = Assembly.build(config, initial.space, registry)
+        parts = {"prior": assembly.prior, "posterior": assembly.posterior}
+    except UserError as error:
+        if "prior" not in initial:
+            raise
+        # A prior needs no operator, whose mask or kernel may lie in a file elsewhere.
+        parts, problem = {"prior": build_prior(config, initial.space, registry)}, str(error)
+    found: dict[str, Any] = {"prior": None, "posterior": None}
+    for name, part in parts.items():
+        if name in initial:
+            initial.load(name, part)
+            found[name] = part.eval()
+    return Exported(config, problem=problem, **found)
 
 
 def _check_denoiser(session: Session) -> None:

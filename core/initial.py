@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Initial:
         space: of the images.
         source: the run that they come from, for messages.
         config: the configuration of that run, as JSON.
+        clean_images_used: by that run, and by those that it began with.
         taken: parts that a method has taken over.
     """
 
@@ -42,6 +43,7 @@ class Initial:
     space: ImageSpace
     source: str
     config: Mapping[str, Any]
+    clean_images_used: int = 0
     taken: set[str] = field(default_factory=set)
 
     def __contains__(self, part: str) -> bool:
@@ -57,7 +59,7 @@ class Initial:
         if missing is not None:
             raise UserError(f"--init {self.source}: it has no {missing}")
         chosen = {part: self.weights[part] for part in parts}
-        return Initial(chosen, self.space, self.source, self.config)
+        return replace(self, weights=chosen, taken=set())
 
     def check_space(self, space: ImageSpace) -> None:
         """Refuses other images.
@@ -102,6 +104,7 @@ class Initial:
             "source": self.source,
             "space": asdict(self.space),
             "config": self.config,
+            "clean_images_used": self.clean_images_used,
         }
         from safetensors.torch import save
 
@@ -127,7 +130,13 @@ class Initial:
         space = dict(header["space"])
         space["shape"] = tuple(space["shape"])
         space["value_range"] = space["value_range"] and tuple(space["value_range"])
-        return cls(weights, ImageSpace(**space), str(header["source"]), header["config"])
+        return cls(
+            weights,
+            ImageSpace(**space),
+            str(header["source"]),
+            header["config"],
+            int(header.get("clean_images_used", 0)),
+        )
 
 
 def weights_file(path: Path) -> Path | None:

@@ -29,6 +29,8 @@ __all__ = ["estimate_level", "with_estimates"]
 
 _LOOKED_AT = 256
 """Measurements that an estimate looks at, at most."""
+_EQUAL = 0.3
+"""Share of pixels that may equal their neighbour: a few do where files hold integers."""
 _LEAST = 8
 """Pixels of a side, at least: below, the finest scale is all that there is."""
 
@@ -46,8 +48,11 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
     dataset = build_dataset(config.data, registry)
     assert isinstance(dataset, MeasuredDataset)
     operator = build_operator(config.operator, dataset.space, registry)
-    usable = (item.observation for item in dataset.items(operator) if item.observation)
-    some = Observation.join(list(islice(usable, _LOOKED_AT)))
+    items = list(islice(dataset.items(operator), _LOOKED_AT))
+    usable = [item.observation for item in items if item.observation is not None]
+    if not usable:
+        raise UserError(items[0].problem if items else "there are no measurements")
+    some = Observation.join(usable)
     reason = _obstacle(some)
     if reason:
         raise UserError(
@@ -55,6 +60,12 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
             f"give it with --set {path}=…, in image units"
         )
     level = estimate_level(some.y)
+    if level is None:
+        raise UserError(
+            f"{path} is not given, and cannot be estimated: many pixels are equal to their "
+            f"neighbours (clipped, padded or blank areas), and hold no noise; give it with --set "
+            f"{path}=…, in image units"
+        )
     # Four digits: a longer number would pretend to be one.
     level = float(f"{max(level, 1e-6):.4g}")
     key = path.rpartition(".")[2]
@@ -64,13 +75,21 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
     )
 
 
-def estimate_level(images: Tensor) -> float:
-    """σ of white noise in images (B, C, H, W), in their units, by scikit-image."""
+def estimate_level(images: Tensor) -> float | None:
+    """σ of white noise in images (B, C, H, W), in their units, by scikit-image.
+
+    None where most of them have areas without noise: their coefficients are rounding errors, and
+    would be taken for it.
+    """
     from skimage.restoration import estimate_sigma
 
+    equal = (images[..., 1:] == images[..., :-1]).flatten(1).float().mean(1)
+    noisy = images[equal <= _EQUAL]
+    if 2 * len(noisy) < len(images):
+        return None
     return median(
         float(estimate_sigma(image.double().numpy(), average_sigmas=True, channel_axis=0))
-        for image in images
+        for image in noisy
     )
 
 

@@ -52,6 +52,8 @@ _GROUP = 32
 """Measurements at a time."""
 _USUAL = 256
 """Held-out measurements that tell what is usual, at most."""
+_USUAL_BY_SOLVER = 32
+"""The same where each costs a solver's evaluations."""
 _FAR = 3e-5
 """Chance of a figure that has a Gaussian spread to lie so far on one side that it is flagged."""
 _LEAST = 8
@@ -143,7 +145,7 @@ def restore_files(
         some = replace(first.observation.to(device), operator=operator)
     with session.method.serving(), torch.no_grad():
         restorer = Restorer.of(session, options.solver, options.settings, options.seed, some)
-    done = _open(out, settings)
+    done, before = _open(out, settings)
     since = time.monotonic()
     problems: dict[str, str] = {}
     with session.method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
@@ -188,22 +190,22 @@ def restore_files(
         "problems": problems,
         "usual": usual.to_json(),
         "chi2": sum(line["chi2"] for line in done.values()) / max(len(done), 1),
-        "evaluations_per_sample": restorer.nfe,
+        "evaluations_per_sample": restorer.nfe or before.get("evaluations_per_sample"),
         "seconds": time.monotonic() - since,
     }
     write_json(out / "restoration.json", summary)
     return summary
 
 
-def _open(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Makes the folder, or reads what an earlier call has done: lines by name."""
+def _open(out: Path, settings: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Makes the folder, or reads what an earlier call has done: lines by name, and its record."""
     record = out / "restoration.json"
     if not record.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is not empty; name a new folder with --out")
         out.mkdir(parents=True, exist_ok=True)
         write_json(record, {**settings, "status": "unfinished"})
-        return {}
+        return {}, {}
     try:
         stored = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -225,7 +227,7 @@ def _open(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
             done[line["name"]] = line
         # A line that was cut short must not spoil the next one.
         _write_log(log, done)
-    return done
+    return done, stored
 
 
 def _write_log(path: Path, done: Mapping[str, Mapping[str, Any]]) -> None:
@@ -331,7 +333,8 @@ class _Usual:
         context, figures = session.context, _Figures(session, some)
         if figures.operator is not context.operator:
             return cls(figures, {}, None)
-        held = session.measurements.heldout[:_USUAL].to(context.device)
+        few = _USUAL if restorer.solver is None else _USUAL_BY_SOLVER
+        held = session.measurements.heldout[:few].to(context.device)
         generator = Streams(options.seed, context.device).fresh("restore.usual")
         found: dict[str, list[float]] = {}
         for start in range(0, len(held), _GROUP):

@@ -85,8 +85,10 @@ class Session:
 
     @property
     def clean_images_used(self) -> int:
-        """Clean images that training sees: none, but for controls."""
-        return len(self.context.observations) if self.method.needs_clean else 0
+        """Clean images that training sees: none, but for controls and what begins with them."""
+        own = len(self.context.observations) if self.method.needs_clean else 0
+        initial = self.context.initial
+        return own + (0 if initial is None else initial.clean_images_used)
 
     @classmethod
     def build(
@@ -202,7 +204,8 @@ class Session:
                 if part is not None
             }
         config = self.config.model_dump(mode="json")
-        return Initial(found, self.context.space, source, config).only(parts)
+        used = self.clean_images_used
+        return Initial(found, self.context.space, source, config, used).only(parts)
 
     def checkpoint(self, versions: Mapping[str, str]) -> Checkpoint:
         """The present state."""
@@ -253,19 +256,29 @@ def _initial(config: RunConfig, registry: Registry, file: Path | None) -> Initia
         return Initial.read(file)
     exported = weights_file(Path(config.init.run))
     if exported is not None:
-        return Initial.read(exported).only(config.init.parts)
+        return _kept(Initial.read(exported).only(config.init.parts), file)
     folder = RunFolder.open(Path(config.init.run))
     path = latest(folder.checkpoints)
     if path is None:
         raise UserError(f"--init {folder.path}: that run has no checkpoint yet")
+    checkpoint = Checkpoint.load(path)
+    # The state of its generators is not needed, and may be that of another kind of device.
+    checkpoint.tensors = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("rng/")}
     theirs = Session.build(
-        folder.config(),
+        folder.config().model_copy(update={"device": config.device}),
         registry,
         folder.measurements_file,
-        Checkpoint.load(path),
+        checkpoint,
         folder.initial_file,
     )
-    return theirs.served(config.init.parts, str(folder.path))
+    return _kept(theirs.served(config.init.parts, str(folder.path)), file)
+
+
+def _kept(initial: Initial, file: Path | None) -> Initial:
+    """Written again, where a kill came before the file."""
+    if file is not None and file.parent.exists():
+        initial.save(file)
+    return initial
 
 
 def _check_taken(initial: Initial | None, config: RunConfig) -> None:

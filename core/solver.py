@@ -31,6 +31,8 @@ class Solver(Part, nn.Module, ABC):
     kind: ClassVar[str] = "solver"
     invariant: ClassVar[bool] = False
     """Whether at ``sigma_start=0`` there are moves from `init` that leave p(x | y) as it is."""
+    anneals: ClassVar[bool] = True
+    """Whether it begins at samples that are noised first, by `init` and `sigma_start`."""
     refines: ClassVar[bool] = False
     """Whether restoration is to begin at samples of the flow, where there is one, with
     ``sigma_start=0``."""

@@ -139,7 +139,9 @@ def noise_level(operator: ForwardOperator, params: Params) -> float:
             "another; use its linear part with gaussian_noise"
         )
     count = next((len(v) for v in params.values()), 1)
-    variance = operator.noise_variance(torch.zeros(count, *operator.space.shape), params)
+    placed = next(iter([*params.values(), *operator.buffers()]), torch.zeros(()))
+    zero = torch.zeros(count, *operator.space.shape, device=placed.device)
+    variance = operator.noise_variance(zero, params)
     if float(variance.max() - variance.min()) > 1e-6 * float(variance.max()):
         raise UserError("as_physics: σ differs between samples; export them one by one")
     return float(variance.flatten()[0]) ** 0.5

@@ -94,6 +94,7 @@ class DeepinvSolver(Solver):
     untyped: ClassVar[Mapping[str, Any]] = {}
     """Arguments whose type deepinv's signature does not tell."""
     linear_only = True
+    anneals = False
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__(config, context)
@@ -126,17 +127,19 @@ class DeepinvSolver(Solver):
             raise UserError(f"deepinv:{name} needs a linear operator; deepinv:DPS takes others")
         if observation.temperature != 1:
             raise UserError(f"deepinv:{name} has no temperature; name another solver")
-        as_physics(operator, observation[:1].params)
+        # Of some, so that a σ that differs from one to the other is seen.
+        as_physics(operator, operator.draw_params((4, *self.space.shape), torch.Generator()))
 
     @abstractmethod
     def build(self, denoiser: Any) -> Any:
         """deepinv's sampler with a denoiser and the settings."""
 
-    def restored(self, sampler: Any, observation: Observation) -> Tensor:
-        """One sample in [0, 1] of each of N measurements, with shape (N, C, H, W)."""
-        physics = as_physics(observation.operator, observation.params)
-        drawn: Tensor = sampler(physics.from_measurement(observation.y), physics)
-        return drawn
+    def restored(self, sampler: Any, observation: Observation, n: int) -> Tensor:
+        """n samples in [0, 1] of each of B measurements, with shape (n, B, C, H, W)."""
+        repeated = observation.repeat(n)
+        physics = as_physics(repeated.operator, repeated.params)
+        drawn: Tensor = sampler(physics.from_measurement(repeated.y), physics)
+        return drawn.unflatten(0, (n, len(observation)))
 
     def sample(
         self,
@@ -162,15 +165,13 @@ class DeepinvSolver(Solver):
         denoiser.register_forward_hook(lambda *call: seen.append(len(call[-1])))
         # deepinv draws from torch's global generator.
         seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        repeated = observation.repeat(n)
         with seeded(seed):
             try:
-                unit = self.restored(self.build(denoiser), repeated)
+                unit = self.restored(self.build(denoiser), observation, n)
             except (TypeError, ValueError) as error:
                 first = str(error).splitlines()[0]
                 raise UserError(f"deepinv:{type(self).__name__}: {first}") from error
-        drawn = self.space.from_unit(unit.float())
-        return drawn.unflatten(0, (n, len(observation))), round(sum(seen) / len(repeated))
+        return self.space.from_unit(unit.float()), round(sum(seen) / (n * len(observation)))
 
 
 class _DPS(DeepinvSolver):
@@ -231,12 +232,16 @@ class _DDRM(DeepinvSolver):
                 f"deepinv:DDRM computes the singular basis of images up to {DENSE_LIMIT} values"
             )
 
-    def restored(self, sampler: Any, observation: Observation) -> Tensor:
+    def restored(self, sampler: Any, observation: Observation, n: int) -> Tensor:
         if not observation.params:
-            return self._of_one(sampler, observation)
+            drawn = self._of_one(sampler, observation.repeat(n))
+            return drawn.unflatten(0, (n, len(observation)))
         # Its mask of singular values is one for all images, so each ω goes alone.
-        alone = [self._of_one(sampler, observation[i : i + 1]) for i in range(len(observation))]
-        return torch.cat(alone)
+        alone = [
+            self._of_one(sampler, observation[i : i + 1].repeat(n))
+            for i in range(len(observation))
+        ]
+        return torch.stack(alone, dim=1)
 
     def _of_one(self, sampler: Any, observation: Observation) -> Tensor:
         operator, params = observation.operator, observation[:1].params

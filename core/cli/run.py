@@ -160,7 +160,7 @@ def _plan(request: Request, as_json: bool) -> None:
     config = resolve_request(request)
     plan = make_plan(config, get_registry())
     if as_json:
-        content = {"config": config.model_dump(mode="json"), **plan.figures}
+        content = {"config": plan.config.model_dump(mode="json"), **plan.figures}
         typer.echo(json.dumps(content, indent=2))
         return
     width = max(len(label) for label, _ in plan.facts)

@@ -60,6 +60,9 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
         learned,
         f"The known measurement process: {operator_in_words(summary['operator'])}.",
     ]
+    if summary.get("init"):
+        began = summary["init"]
+        sentences.append(f"It began with the {words(began['parts'])} of {began['run']}.")
     sentences += [
         f"{path} = {value:g} was not given, but estimated from the measurements."
         for path, value in (summary.get("estimated") or {}).items()

@@ -219,6 +219,11 @@ class AmortizedEM(WithSolver):
                 f"{ctx.total_steps} step(s) leave none for the E-step, with method.start_share="
                 f"{own.start_share:g} and method.finish_share={own.finish_share:g}; give more"
             )
+        if not self.solver.anneals:
+            raise UserError(
+                f"method.solver: {own.solver} does not begin at samples that are noised, as this "
+                "E-step does; take split_gibbs or mmps"
+            )
         if (own.warm_start == 0 or own.warm_laps is not None) and not self.solver.invariant:
             setting = "warm_laps" if own.warm_start else "warm_start"
             raise UserError(
@@ -366,12 +371,11 @@ class AmortizedEM(WithSolver):
         dreaming = own.rehearse_on == "prior" and own.rehearsal > 0
         kept = min(own.dreams, max(_PIXELS // ctx.space.dimension, _KEPT)) if dreaming else 0
         wanted = self.solver.calibration_images
-        images = torch.cat(
-            [
-                ctx.prior("sample", min(_DRAWN, count), generator)
-                for count in range(max(kept // _KEPT, wanted), 0, -_DRAWN)
-            ]
-        )
+        pieces = [
+            ctx.prior("sample", min(_DRAWN, count), generator)
+            for count in range(max(kept // _KEPT, wanted), 0, -_DRAWN)
+        ]
+        images = torch.cat([self._samples.new_zeros(0, *ctx.space.shape), *pieces])
         if dreaming:
             self._dreams = torch.cat([images[: kept // _KEPT], self._dreams])[:kept]
         self.solver.calibrate(ctx.prior, images[:wanted], generator)

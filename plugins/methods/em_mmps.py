@@ -102,9 +102,12 @@ class EMMMPS(WithSolver):
     def _calibrate(self, ctx: RunContext) -> None:
         """Lets the solver see on new samples of the prior how wrong that is."""
         assert ctx.prior is not None
+        wanted = self.solver.calibration_images
+        if wanted == 0:
+            return
         with self.serving():
             calibration = ctx.streams.get("calibration")
-            some = ctx.prior("sample", self.solver.calibration_images, calibration)
+            some = ctx.prior("sample", wanted, calibration)
             self.solver.calibrate(ctx.prior, some, calibration)
 
     def _recall(self, ctx: RunContext) -> Tensor:

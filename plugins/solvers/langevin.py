@@ -63,6 +63,7 @@ class Langevin(Solver):
             2048, ge=8, description="samples of the prior whose covariance sets the steps"
         )
 
+    anneals = False
     refines = True
     config: Config
 
@@ -127,26 +128,26 @@ class Langevin(Solver):
         if not self.get_buffer("calibrated"):
             images = prior("sample", self.calibration_images, generator)
             self.calibrate(prior, images, generator)
-        repeated = observation.repeat(n)
         wiener = Wiener(self.gaussian, observation.operator).to(observation.y.device)
         wiener.update(observation.params)
-        affine = wiener(repeated)
-        information = Information(repeated)
+        # One map for each measurement, whatever n: with an operator of its own it is a matrix.
+        affine = wiener(observation)
+        information = Information(observation.repeat(n))
+        shape = (n, *affine.mean.shape)
         if init is None:
-            u = randn(affine.mean.shape, generator, affine.mean.device)
+            u = randn(shape, generator, affine.mean.device)
         else:
-            u = affine.inverse(init.flatten(0, 1))
-        level = u.new_full((len(u),), prior.sigma_min)
+            u = affine.inverse(init)
+        level = u.new_full((n * len(observation),), prior.sigma_min)
         step = self.config.step_size
         for _ in range(self.config.steps):
-            x = affine(u)
-            slope = prior.score(x, level) + information.gradient(x)
-            noise = randn(u.shape, generator, u.device)
+            x = affine(u).flatten(0, 1)
+            slope = (prior.score(x, level) + information.gradient(x)).unflatten(0, shape[:2])
+            noise = randn(shape, generator, u.device)
             u = u + 0.5 * step * affine.transposed(slope) + step**0.5 * noise
         if not torch.isfinite(u).all():
             raise UserError(
                 f"solver langevin diverges with step_size={step:g}: the posterior is far narrower "
                 "somewhere than a Gaussian's; make it smaller, or take split_gibbs"
             )
-        x = affine(u).unflatten(0, (n, len(observation)))
-        return x, self.config.steps
+        return affine(u), self.config.steps

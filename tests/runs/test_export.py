@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +49,7 @@ def test_the_weights_are_those_that_the_run_serves_with(run: flowdiff.Run, tmp_p
     assert found.config == run.config
 
 
-def test_a_run_begins_with_it_where_the_first_is_gone(run: flowdiff.Run, tmp_path: Path) -> None:
+def test_a_run_begins_with_it(run: flowdiff.Run, tmp_path: Path) -> None:
     run.export(tmp_path / "out")
     for path in (tmp_path / "out", tmp_path / "out" / "weights.safetensors"):
         begun = flowdiff.run(
@@ -84,6 +85,23 @@ def test_no_other_code_is_needed_to_read_it(run: flowdiff.Run, tmp_path: Path) -
         names = list(file.keys())
     assert header["config"]["prior"]["name"] == "edm" and header["space"]["shape"] == [1, 8, 8]
     assert {name.split("/")[0] for name in names} == {"prior", "posterior"}
+
+
+def test_a_prior_needs_no_file_of_its_operator(tmp_path: Path) -> None:
+    mask = tmp_path / "mask.npy"
+    np.save(mask, (np.arange(64).reshape(1, 8, 8) % 3 > 0).astype("float32"))
+    run = flowdiff.run(
+        method="flowdiff",
+        op="mask_file",
+        out=tmp_path / "run",
+        settings={**TINY, "train.steps": 2, "op.mask_file.path": str(mask)},
+    )
+    run.export(tmp_path / "out")
+    whole = flowdiff.load_export(tmp_path / "out")
+    assert whole.posterior is not None and whole.problem == ""
+    mask.unlink()
+    found = flowdiff.load_export(tmp_path / "out")
+    assert found.prior is not None and found.posterior is None and "mask" in found.problem
 
 
 def test_bad_input(run: flowdiff.Run, tmp_path: Path, run_cli: Cli) -> None:

@@ -119,6 +119,28 @@ def test_goes_on_where_the_other_run_is_gone(
     assert resumed.sample(2).shape == (2, 1, 8, 8)
 
 
+def test_settings_that_are_no_numbers_take_the_prior_only(first: Path, tmp_path: Path) -> None:
+    run = begun(first, tmp_path / "b", settings={"op.gaussian_noise.sigma_max": 0.5})
+    assert run.config.init is not None and run.config.init.parts == ("prior",)
+
+
+def test_a_kill_before_the_weights_are_kept_is_made_good(first: Path, tmp_path: Path) -> None:
+    run = begun(first, tmp_path / "b")
+    run.folder.initial_file.unlink()
+    flowdiff.resume(run.path)
+    assert run.folder.initial_file.exists()
+
+
+def test_clean_images_of_the_first_run_count(tmp_path: Path) -> None:
+    settings = {k: v for k, v in SHORT.items() if not k.startswith("posterior.")}
+    oracle = flowdiff.run(
+        method="oracle", op="gaussian_noise", out=tmp_path / "oracle", settings=settings
+    )
+    run = begun(oracle.path, tmp_path / "b").finish()
+    assert run.summary["clean_images_used"] == oracle.summary["clean_images_used"] > 0
+    assert "It began with the prior of" in run.folder.report_file.read_text()
+
+
 def test_the_configuration_reproduces_it(first: Path, tmp_path: Path) -> None:
     run = begun(first, tmp_path / "b").finish()
     again = flowdiff.run(config=run.folder.config_file, out=tmp_path / "again")

@@ -22,7 +22,8 @@ from flowdiff.core import (
     seeded,
 )
 from flowdiff.core.assembly import build_operator
-from flowdiff.core.config import validate
+from flowdiff.core.config import Request, resolve, settings_of, validate
+from flowdiff.core.session import Session
 from flowdiff.operators.deepinv_export import as_denoiser, as_physics
 from tests.benchmarks.samplers import Figures, MixturePrior, judge, prior_of
 
@@ -163,6 +164,21 @@ def test_refused_before_anything_is_drawn(
     prior, observation, context = measured(chain)
     with pytest.raises(UserError, match=reason):
         make(name, SHORT[name], context).sample(prior, observation, 1, generator())
+
+
+@pytest.mark.parametrize(
+    ("method", "solver", "reason"),
+    [
+        ("em_mmps", "deepinv:DPS", "settings of the same name"),
+        ("amortized_em", "langevin", "does not begin at samples that are noised"),
+        ("amortized_em", "deepinv:DiffPIR", "does not begin at samples that are noised"),
+    ],
+)
+def test_refused_as_a_methods_solver(method: str, solver: str, reason: str) -> None:
+    settings = {"method.solver": solver, "data.n": 24, "train.steps": 20}
+    request = Request(method=method, op="gaussian_noise", settings=settings_of(settings))
+    with pytest.raises(UserError, match=reason):
+        Session.build(resolve(request, get_registry()), get_registry())
 
 
 def test_other_refusals() -> None:

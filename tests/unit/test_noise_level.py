@@ -82,8 +82,6 @@ def test_what_is_said_is_not_estimated(files: Path) -> None:
     assert requested(files, "laplace_noise").estimated == {}
     simulated = resolve(Request(op="gaussian_noise"), registry)
     assert simulated.estimated == {}
-    again = Request(file=with_estimates(requested(files), registry).model_dump(mode="json"))
-    assert resolve(again, registry).estimated == {}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +103,36 @@ def test_refused_where_it_would_be_wrong(
     with pytest.raises(UserError, match=f"{SIGMA} is not given.*{reason}.*--set {SIGMA}="):
         Run.create(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_unusable_files_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.full((12, 1, 16, 16), np.nan, "float32"))
+    with pytest.raises(UserError, match="not finite"):
+        with_estimates(requested(tmp_path / "y.npy"), get_registry())
+
+
+def test_areas_without_noise_are_not_taken_for_little_noise(files: Path, tmp_path: Path) -> None:
+    """Blank frames are passed over; where half of each image is clipped, it is refused."""
+    y = np.load(files)
+    whole = with_estimates(requested(files), get_registry()).estimated[SIGMA]
+    blank = np.concatenate([np.full_like(y[:20], 0.3), y])
+    np.save(tmp_path / "blank.npy", blank)
+    found = with_estimates(requested(tmp_path / "blank.npy"), get_registry()).estimated[SIGMA]
+    assert found == whole
+    y[..., :8] = 0.3
+    np.save(tmp_path / "half.npy", y)
+    with pytest.raises(UserError, match="equal to their neighbours"):
+        with_estimates(requested(tmp_path / "half.npy"), get_registry())
+
+
+def test_an_estimate_in_a_file_is_made_again(files: Path) -> None:
+    """It was of other measurements, perhaps."""
+    known = with_estimates(requested(files), get_registry())
+    data, own = measured_data(None, files, None)
+    request = Request(data=data, file=known.model_dump(mode="json"), settings=own)
+    again = resolve(request, get_registry())
+    assert again.estimated == {SIGMA: None}
+    assert with_estimates(again, get_registry()) == known
 
 
 def test_nothing_is_built_on_a_placeholder(files: Path) -> None:
