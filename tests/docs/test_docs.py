@@ -224,6 +224,11 @@ def is_setting(name: str) -> bool:
     if scope in ("train", "eval"):
         return path[0] in {"train": TrainConfig, "eval": EvaluationConfig}[scope].model_fields
     registry = get_registry()
+    if scope == "solver":
+        names = [*registry.names("solver"), "deepinv:DPS", "deepinv:PiGDM"]
+        return any(
+            path[0] in registry.load("solver", solver).Config.model_fields for solver in names
+        )
     if scope == "op":
         if len(path) != 2 or path[0] not in registry.names("operator"):
             return False

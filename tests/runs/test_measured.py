@@ -142,9 +142,15 @@ def test_what_needs_clean_images_is_refused(
     options: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "y.npy", np.zeros((20, 1, 8, 8), "float32"))
+    options = dict(options)
+    known = {"op.gaussian_noise.sigma": 0.2, **options.pop("settings", {})}
     with pytest.raises(UserError, match=words):
         flowdiff.run(
-            measurements=tmp_path / "y.npy", op="gaussian_noise", out=tmp_path / "run", **options
+            measurements=tmp_path / "y.npy",
+            op="gaussian_noise",
+            out=tmp_path / "run",
+            settings=known,
+            **options,
         )
     assert not (tmp_path / "run").exists()
 
@@ -159,6 +165,6 @@ def test_signals_and_vectors(tmp_path: Path) -> None:
             op="gaussian_noise",
             method="gaussian_fit",
             out=tmp_path / f"run{len(shape)}",
-            settings={"eval.n_posterior": 4},
+            settings={"eval.n_posterior": 4, "op.gaussian_noise.sigma": 0.2},
         )
         assert "<h2" in run.folder.report_file.read_text()

@@ -25,7 +25,7 @@ from tests.science.linear_gaussian import train
 from .tiny import TINY, fingerprint
 
 WATCHED = {**TINY, "train.watch_share": 0.25, "train.watch_every": 3, "train.keep": 1}
-WORSE_LATER = {**WATCHED, "method.lr_posterior": 3.0, "method.clip_posterior": 1e6}
+WORSE_LATER = {**WATCHED, "method.lr_posterior": 1.0, "method.clip_posterior": 1e6}
 """A rate at which the flow gets worse with every step."""
 
 
