@@ -73,7 +73,7 @@ def drawn(run: Run, part: str) -> torch.Tensor:
         return ctx.posterior("sample", ctx.observations[:3], 2, generator)
 
 
-@pytest.mark.parametrize("method", ["amortized_em", "em_mmps", "naive"])
+@pytest.mark.parametrize("method", ["amortized_em", "em_mmps"])
 def test_begins_as_the_other_run_serves(method: str, first: Path, tmp_path: Path) -> None:
     run = begun(first, tmp_path / "b", method=method, settings=EM if method[:2] == "am" else {})
     other = flowdiff.open_run(first)
