@@ -41,6 +41,27 @@ class Mistake:
 
 MISTAKES = (
     Mistake(
+        "langevin: a drift twice as large",
+        "plugins/solvers/langevin.py",
+        "u = u + 0.5 * step * affine.transposed(slope)",
+        "u = u + step * affine.transposed(slope)",
+        "tests/science/test_langevin.py::test_its_bias_is_the_one_that_is_stated",
+    ),
+    Mistake(
+        "deepinv's samplers: images left in [0, 1]",
+        "operators/deepinv_solvers.py",
+        "return self.space.from_unit(unit.float()),",
+        "return unit.float(),",
+        "tests/science/test_deepinv_solvers.py::test_near_the_exact_mean",
+    ),
+    Mistake(
+        "amortized EM: first samples of the fitted Gaussian, whatever prior is given",
+        "plugins/methods/amortized_em.py",
+        "self._begin_at_prior(ctx)",
+        "self._calibrate(ctx)",
+        "tests/runs/test_initial.py::test_the_first_samples_are_of_the_prior_that_is_given",
+    ),
+    Mistake(
         "regressor: density of the image that was not moved back",
         "core/flow.py",
         "self.flow_inverse(affine.inverse(x), condition)",
