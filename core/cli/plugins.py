@@ -62,6 +62,10 @@ def show_component(
 
     records = get_registry().lookup(name, kind)
     described = [(record, *_settings(record)) for record in records]
+    # Providers of one namespace are all asked: those that do not know the name have nothing to say
+    # where another one does.
+    known = [entry for entry in described if not (entry[0].namespace and entry[2])]
+    described = known or described
     if as_json:
         content = [
             record.to_json() | {"settings": settings, "settings_error": problem or None}

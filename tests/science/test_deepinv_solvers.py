@@ -6,6 +6,7 @@ not the bridge's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -129,6 +130,13 @@ def test_every_setting_is_heeded(name: str, key: str, value: Any) -> None:
     settings = {**SHORT[name], key: value}
     other, _ = make(name, settings, context).sample(prior, observation, 2, generator())
     assert not torch.equal(one, other)
+
+
+def test_its_settings_are_listed(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run_cli("plugins", "info", "deepinv:DPS")
+    assert code == 0 and "num_steps" in out and "operator deepinv" not in out
+    code, out, _ = run_cli("plugins", "info", "deepinv:Blur")
+    assert code == 0 and "solver deepinv" not in out
 
 
 def test_unknown_settings_and_names_are_refused() -> None:
