@@ -205,9 +205,9 @@ def build_prior(config: RunConfig, space: ImageSpace, registry: Registry) -> Pri
         UserError: it has none, or the prior does not fit the space.
     """
     context = BuildContext(space, factory=factory_of(registry))
-    prior: Any = _trainable("prior", config.prior, context, registry, config.seed)
-    found: Prior = prior
-    return found
+    prior = _trainable("prior", config.prior, context, registry, config.seed)
+    assert isinstance(prior, Prior)
+    return prior
 
 
 def _trainable(

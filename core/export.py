@@ -154,17 +154,14 @@ def _check_denoiser(session: Session) -> None:
 
 def _card(session: Session, summary: Mapping[str, Any] | None, parts: list[str], to: str) -> str:
     """The model card, in Markdown."""
+    # Here, since the report's package brings its page and plots with it.
+    from .report.introduction import operator_in_words
+
     config, context = session.config, session.context
     names = {part: getattr(config, part)["name"] for part in parts}
     what = " and ".join(f"{part} `{name}`" for part, name in names.items())
     shape = "×".join(map(str, context.space.shape))
     simulated = session.clean is not None
-    chain = ", then ".join(
-        f"{part['name']} ("
-        + ", ".join(f"{k} {v}" for k, v in part.items() if k != "name" and v is not None)
-        + ")"
-        for part in config.operator
-    )
     clean = session.clean_images_used
     trained = (
         f"Learned by flowdiff {__version__}, method `{config.method['name']}`, "
@@ -181,7 +178,7 @@ def _card(session: Session, summary: Mapping[str, Any] | None, parts: list[str],
         f"| learned from | {len(session.measurements.train):,} measurements"
         + (f" of the data set `{config.data['name']}`, simulated |" if simulated else " |"),
         f"| clean images used | {clean:,} |",
-        f"| measured by | {chain} |",
+        f"| measured by | {operator_in_words(config.operator)} |",
     ]
     lines += [f"| {label} | {text} |" for label, text in _figures(summary)]
     lines += [

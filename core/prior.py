@@ -40,6 +40,9 @@ from .part import BuildContext, Part, PartConfig
 __all__ = ["DiffusionPrior", "Prior", "expand", "probability_flow"]
 
 
+_DRAWN = 512
+
+
 class Prior(Part, nn.Module, ABC):
     """A model p_θ(x) of clean images; it need not be a diffusion model.
 
@@ -93,6 +96,12 @@ class Prior(Part, nn.Module, ABC):
             generator: source of noise.
             steps: sampler steps, where there are any; None for the prior's own default.
         """
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """As `sample`, a few hundred at a time, so that memory does not grow with n; 0 too."""
+        sizes = [min(_DRAWN, n - start) for start in range(0, n, _DRAWN)]
+        nothing = torch.zeros(0, *self.space.shape, device=generator.device)
+        return torch.cat([nothing, *(self("sample", size, generator) for size in sizes)])
 
     @abstractmethod
     def initialise(self, moments: Gaussian, generator: torch.Generator) -> None:

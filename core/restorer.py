@@ -20,8 +20,6 @@ __all__ = ["POSTERIOR", "Restorer"]
 POSTERIOR = "posterior"
 """Stands for the run's own way: one pass of its flow, where it has one."""
 _CHECKED = 64
-_DRAWN = 512
-"""Samples of the prior that are drawn at a time."""
 
 
 @dataclass
@@ -87,12 +85,8 @@ class Restorer:
         solver.check(context.prior, some)
         generator = Streams(seed, context.device).fresh("restore.calibration")
         wanted = solver.calibration_images
-        pieces = [
-            context.prior("sample", min(_DRAWN, wanted - start), generator)
-            for start in range(0, wanted, _DRAWN)
-        ]
-        if pieces:
-            solver.calibrate(context.prior, torch.cat(pieces), generator)
+        if wanted:
+            solver.calibrate(context.prior, context.prior.draw(wanted, generator), generator)
         return cls(session, solver)
 
     def __call__(self, observation: Observation, n: int, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .observation import Observation
 from .part import BuildContext, Part, PartConfig
-from .prior import Prior
+from .prior import DiffusionPrior, Prior
 
 __all__ = ["Solver"]
 
@@ -29,6 +29,8 @@ class Solver(Part, nn.Module, ABC):
     """
 
     kind: ClassVar[str] = "solver"
+    needs_denoiser: ClassVar[bool] = False
+    """Whether it works with diffusion priors only."""
     invariant: ClassVar[bool] = False
     """Whether at ``sigma_start=0`` there are moves from `init` that leave p(x | y) as it is."""
     anneals: ClassVar[bool] = True
@@ -44,6 +46,8 @@ class Solver(Part, nn.Module, ABC):
     @classmethod
     def supports(cls, prior: Prior) -> tuple[bool, str]:
         """Whether the solver can use that prior, else the reason why not."""
+        if cls.needs_denoiser and not isinstance(prior, DiffusionPrior):
+            return False, "it needs a prior with a denoiser"
         return True, ""
 
     @property

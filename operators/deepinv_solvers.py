@@ -94,6 +94,7 @@ class DeepinvSolver(Solver):
     untyped: ClassVar[Mapping[str, Any]] = {}
     """Arguments whose type deepinv's signature does not tell."""
     linear_only = True
+    needs_denoiser = True
     anneals = False
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
@@ -102,13 +103,6 @@ class DeepinvSolver(Solver):
         self.settings = {
             key: value for key, value in config.model_dump().items() if value is not None
         }
-
-    @classmethod
-    def supports(cls, prior: Prior) -> tuple[bool, str]:
-        """A prior with a denoiser."""
-        if isinstance(prior, DiffusionPrior):
-            return True, ""
-        return False, "it needs a prior with a denoiser"
 
     @property
     def calibration_images(self) -> int:

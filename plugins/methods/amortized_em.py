@@ -86,8 +86,6 @@ from ._with_solver import WithSolver
 
 __all__ = ["AmortizedEM"]
 
-_DRAWN = 512
-"""Samples of the prior that are drawn at a time."""
 _MEASURED = 256
 """Measurements whose first samples are drawn at a time."""
 _KEPT = 4
@@ -371,11 +369,7 @@ class AmortizedEM(WithSolver):
         dreaming = own.rehearse_on == "prior" and own.rehearsal > 0
         kept = min(own.dreams, max(_PIXELS // ctx.space.dimension, _KEPT)) if dreaming else 0
         wanted = self.solver.calibration_images
-        pieces = [
-            ctx.prior("sample", min(_DRAWN, count), generator)
-            for count in range(max(kept // _KEPT, wanted), 0, -_DRAWN)
-        ]
-        images = torch.cat([self._samples.new_zeros(0, *ctx.space.shape), *pieces])
+        images = ctx.prior.draw(max(kept // _KEPT, wanted), generator)
         if dreaming:
             self._dreams = torch.cat([images[: kept // _KEPT], self._dreams])[:kept]
         self.solver.calibrate(ctx.prior, images[:wanted], generator)

@@ -29,6 +29,7 @@ class CalibratedSolver(Solver):
         context: image space, operator and factory.
     """
 
+    needs_denoiser = True
     config: CalibratedConfig
 
     def __init__(self, config: CalibratedConfig, context: BuildContext) -> None:
@@ -36,13 +37,6 @@ class CalibratedSolver(Solver):
         self.config = config
         self.errors = ErrorCovariance(context.space)
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
-
-    @classmethod
-    def supports(cls, prior: Prior) -> tuple[bool, str]:
-        """A prior with a denoiser."""
-        if isinstance(prior, DiffusionPrior):
-            return True, ""
-        return False, "it needs a prior with a denoiser"
 
     @property
     def calibration_images(self) -> int:

@@ -63,6 +63,7 @@ class Langevin(Solver):
             2048, ge=8, description="samples of the prior whose covariance sets the steps"
         )
 
+    needs_denoiser = True
     anneals = False
     refines = True
     config: Config
@@ -72,13 +73,6 @@ class Langevin(Solver):
         self.config = config
         self.gaussian = Gaussian(context.space)
         self.register_buffer("calibrated", torch.zeros((), dtype=torch.bool))
-
-    @classmethod
-    def supports(cls, prior: Prior) -> tuple[bool, str]:
-        """A prior with a score."""
-        if isinstance(prior, DiffusionPrior):
-            return True, ""
-        return False, "it needs a prior with a score"
 
     @property
     def calibration_images(self) -> int:
