@@ -27,6 +27,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"),
     "hookspecs": ("hookimpl",),
+    "image_export": ("ImageMetadata",),
     "intake": ("as_observation",),
     "measured": ("MeasuredConfig", "MeasuredDataset", "MeasuredItem"),
     "radiometry": ("intensity", "needs_intensities"),
@@ -53,6 +54,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "solver": ("Solver",),
     "source": ("Source", "SourceConfig"),
     "space": ("ImageSpace",),
+    "windows": ("Canvas", "Tiling", "Windows"),
     "wiener": (
         "AffineMap",
         "Wiener",
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
     from .gaussian import SeparableDCT as SeparableDCT
     from .gaussian import dct_matrix as dct_matrix
     from .hookspecs import hookimpl as hookimpl
+    from .image_export import ImageMetadata as ImageMetadata
     from .intake import as_observation as as_observation
     from .linearisation import jacobian as jacobian
     from .measured import MeasuredConfig as MeasuredConfig
@@ -151,6 +154,9 @@ if TYPE_CHECKING:
     from .wiener import reduced_chi_square as reduced_chi_square
     from .wiener import spectral_power as spectral_power
     from .wiener import whitened_squares as whitened_squares
+    from .windows import Canvas as Canvas
+    from .windows import Tiling as Tiling
+    from .windows import Windows as Windows
 else:
 
     def __getattr__(name: str) -> Any:

@@ -140,8 +140,13 @@ def build_operator(
             place,
             space=ImageSpace(spec.shape, part.value_range),
             complex_input=spec.is_complex,
+            reach=_sum(place.reach, part.support_radius),
         )
     raise UserError("the operator has no noise; add one, such as +gaussian_noise")
+
+
+def _sum(reach: int | None, radius: int | None) -> int | None:
+    return None if reach is None or radius is None else reach + radius
 
 
 @dataclass

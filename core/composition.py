@@ -90,6 +90,12 @@ class ComposedOperator(ForwardOperator):
         return None if radius is None else total + radius
 
     @property
+    def pixel_params(self) -> frozenset[str]:
+        return frozenset(
+            f"{name}.{key}" for name, part in self._parts().items() for key in part.pixel_params
+        )
+
+    @property
     def codomain(self) -> TensorSpec:
         chain = self._chain()
         return chain[-1][1].codomain if chain else self._noise().codomain

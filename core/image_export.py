@@ -1,20 +1,54 @@
-"""Arrays of images as files that imaging software reads: float32 TIFF, else NPY."""
+"""Arrays of images as files that imaging software reads: float32 TIFF, NPY or HDF5."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["export_image"]
+__all__ = ["ImageMetadata", "export_arrays", "export_image"]
+
+_TIFF_UNITS = ("NONE", "INCH", "CENTIMETER", "MILLIMETER", "MICROMETER")
 
 
-def export_image(path: Path, values: Tensor) -> Path:
+@dataclass(frozen=True)
+class ImageMetadata:
+    """What a file says of its image, and what is restored from it says too.
+
+    Attributes:
+        resolution: pixels of a unit, along x and y; None where it is unknown.
+        unit: of the resolution: that of a TIFF tag in capitals (``INCH``), or any other, as ImageJ
+            writes it (``nm``).
+        description: free text.
+    """
+
+    resolution: tuple[float, float] | None = None
+    unit: str = "NONE"
+    description: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known."""
+        found: dict[str, Any] = {}
+        if self.resolution is not None:
+            found |= {"resolution": list(self.resolution), "resolution_unit": self.unit}
+        if self.description:
+            found["description"] = self.description
+        return found
+
+
+def export_image(
+    path: Path, values: Tensor, metadata: ImageMetadata | None = None, *, tiff: bool = True
+) -> Path:
     """Writes one image with its values as they are, in float32 (complex: complex64).
 
     Args:
         path: without an ending; folders are made.
         values: (C, H, W) with one or three channels becomes a TIFF, anything else an NPY file.
+        metadata: what a TIFF says of it.
+        tiff: False for an NPY file always.
 
     Returns:
         The path with its ending.
@@ -23,16 +57,63 @@ def export_image(path: Path, values: Tensor) -> Path:
     import tifffile
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = values.detach().cpu().numpy()
-    complete = np.iscomplexobj(array)
-    array = array.astype(np.complex64 if complete else np.float32)
+    array = _array(values)
     # Names may have dots of their own, so the ending is added and replaces nothing.
-    if array.ndim == 3 and len(array) in (1, 3) and not complete:
-        picture = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-        path = path.with_name(f"{path.name}.tif")
-        photometric = "minisblack" if len(array) == 1 else "rgb"
-        tifffile.imwrite(path, np.ascontiguousarray(picture), photometric=photometric)
-    else:
+    if not tiff or array.ndim != 3 or len(array) not in (1, 3) or np.iscomplexobj(array):
         path = path.with_name(f"{path.name}.npy")
         np.save(path, array, allow_pickle=False)
+        return path
+    picture = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    path = path.with_name(f"{path.name}.tif")
+    photometric = "minisblack" if len(array) == 1 else "rgb"
+    said = _tiff(metadata or ImageMetadata(), grey=len(array) == 1)
+    tifffile.imwrite(path, np.ascontiguousarray(picture), photometric=photometric, **said)
     return path
+
+
+def export_arrays(path: Path, arrays: Mapping[str, Tensor], metadata: ImageMetadata) -> Path:
+    """Writes arrays of one image to one HDF5 file, float32, with the metadata as attributes.
+
+    Args:
+        path: without an ending; folders are made.
+        arrays: by the name of their data set; images have shape (C, H, W).
+        metadata: what is known of the image.
+
+    Returns:
+        The path with its ending.
+    """
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path = path.with_name(f"{path.name}.h5")
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = _array(values)
+        for name, value in metadata.to_json().items():
+            file.attrs[name] = value
+    return path
+
+
+def _array(values: Tensor) -> Any:
+    import numpy as np
+
+    array = values.detach().cpu().numpy()
+    return array.astype(np.complex64 if np.iscomplexobj(array) else np.float32)
+
+
+def _tiff(metadata: ImageMetadata, *, grey: bool) -> dict[str, Any]:
+    """Arguments of `tifffile.imwrite`."""
+    said: dict[str, Any] = {}
+    if metadata.resolution is not None:
+        said["resolution"] = metadata.resolution
+        if metadata.unit in _TIFF_UNITS:
+            said["resolutionunit"] = metadata.unit
+        elif grey:
+            # A unit of another name is ImageJ's way to write it, of grey images.
+            own = {"unit": metadata.unit}
+            if metadata.description:
+                own["Info"] = metadata.description
+            return {**said, "imagej": True, "metadata": own}
+    if metadata.description:
+        said |= {"description": metadata.description, "metadata": None}
+    return said

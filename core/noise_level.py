@@ -13,6 +13,7 @@ https://doi.org/10.1093/biomet/81.3.425
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from statistics import median
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from .assembly import build_dataset, build_operator
 from .config import RunConfig
 from .errors import UserError
-from .measured import MeasuredDataset
+from .measured import MeasuredDataset, MeasuredItem
 from .observation import Observation
 from .registry import Registry
 
@@ -29,6 +30,8 @@ __all__ = ["estimate_level", "with_estimates"]
 
 _LOOKED_AT = 256
 """Measurements that an estimate looks at, at most."""
+_READ = 64 * _LOOKED_AT
+"""Windows of larger ones that are read for them, about."""
 _EQUAL = 0.3
 """Share of pixels that may equal their neighbour: a few do where files hold integers."""
 _LEAST = 8
@@ -48,11 +51,7 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
     dataset = build_dataset(config.data, registry)
     assert isinstance(dataset, MeasuredDataset)
     operator = build_operator(config.operator, dataset.space, registry)
-    items = list(islice(dataset.items(operator), _LOOKED_AT))
-    usable = [item.observation for item in items if item.observation is not None]
-    if not usable:
-        raise UserError(items[0].problem if items else "there are no measurements")
-    some = Observation.join(usable)
+    some = _some(dataset.items(operator))
     reason = _obstacle(some)
     if reason:
         raise UserError(
@@ -73,6 +72,27 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
     return config.model_copy(
         update={"operator": chain, "estimated": {**config.estimated, path: level}}
     )
+
+
+def _some(items: Iterator[MeasuredItem]) -> Observation:
+    """Of many measurements those at equal distances, since windows beside each other are alike.
+
+    Raises:
+        UserError: none can be used.
+    """
+    found: list[Observation] = []
+    problem, count = "there are no measurements", 0
+    for item in islice(items, _LOOKED_AT):
+        if item.observation is None:
+            problem = item.problem
+            continue
+        found.append(item.observation)
+        count += len(item.observation)
+        if count >= _READ:
+            break
+    if not count:
+        raise UserError(problem)
+    return Observation.join(found)[:: max(count // _LOOKED_AT, 1)]
 
 
 def estimate_level(images: Tensor) -> float | None:

@@ -97,8 +97,21 @@ class OperatorPart(Part, nn.Module, ABC):
 
     @property
     def support_radius(self) -> int | None:
-        """Pixels beyond which an input cannot reach an output; None for a global part."""
+        """Pixels beyond which an input cannot reach an output.
+
+        None for a part that looks at the whole image, or that differs from place to place without
+        a parameter that says how (a fixed mask): a window of what it gives is not what it gives
+        for a window.
+        """
         return None
+
+    @property
+    def pixel_params(self) -> frozenset[str]:
+        """Names of parameters whose last axes lie along the pixels of the output, such as masks.
+
+        They are cut with the measurement where it is cut into windows.
+        """
+        return frozenset()
 
     @property
     def domain(self) -> TensorSpec:

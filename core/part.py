@@ -84,6 +84,8 @@ class BuildContext:
         space: shape and value range of the images.
         operator: the forward operator; None while the operator itself is being built.
         complex_input: whether a part of an operator takes complex values; `space` has their shape.
+        reach: pixels that the parts of an operator before this one reach, together; None where
+            one looks at the whole image.
         nested: settings for parts that a part makes itself, by kind: ``{"network": {...}}``.
         factory: builds a part from kind, name and context, by default a registered one.
     """
@@ -91,6 +93,7 @@ class BuildContext:
     space: ImageSpace
     operator: ForwardOperator | None = None
     complex_input: bool = False
+    reach: int | None = 0
     nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     factory: Callable[..., Part] = _from_registry
 

@@ -3,17 +3,15 @@
 ::
 
     OUT/mean/NAME.tif          posterior mean; std/, quantile-05/, quantile-95/, samples/ beside it
+    OUT/arrays/NAME.h5         all of these in one file, in their place, with ``--format hdf5``
     OUT/preview/NAME.png       measurement, mean and standard deviation, for people
     OUT/restoration.jsonl      one line for each restored measurement: χ², −log p(y), flags
     OUT/restoration.json       settings, and at the end the summary, with what was not restored
 
 Values are in the units of the measurements' own files. Measurements are restored a group at a
-time, so memory does not grow with their number; what has its line is not done again after a kill.
-Each group has a generator of its own, so an interrupted restoration ends like one that was not.
-
-A measurement is flagged where the model does not explain it: its whitened residual, or its
-likelihood under the fitted Gaussian, lies far outside what the run's own held-out measurements
-have.
+time, and larger ones a group of windows at a time, so memory does not grow with their number; what
+has its line is not done again after a kill. Each group has a generator of its own, so an
+interrupted restoration ends like one that was not.
 """
 
 from __future__ import annotations
@@ -24,17 +22,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .errors import UserError
-from .evaluation import exact_wiener, gaussian_nll
+from .estimates import Estimates, WindowedEstimates
 from .files import write_json, write_text
-from .image_export import export_image
+from .image_export import export_arrays, export_image
 from .measured import MeasuredDataset, MeasuredItem
 from .measurements import content_hash
 from .observation import Observation
@@ -43,33 +40,16 @@ from .progress import Progress, SilentProgress
 from .random import Streams
 from .restorer import POSTERIOR, Restorer
 from .session import Session
-from .wiener import Wiener, reduced_chi_square
+from .usual import Usual
+from .windows import Canvas
 
-__all__ = ["RestoreOptions", "restore_files"]
+__all__ = ["FORMATS", "RestoreOptions", "restore_files"]
 
-SCHEMA = 1
+SCHEMA = 2
+Format = Literal["tiff", "npy", "hdf5"]
+FORMATS: tuple[Format, ...] = ("tiff", "npy", "hdf5")
 _GROUP = 32
-"""Measurements at a time."""
-_USUAL = 256
-"""Held-out measurements that tell what is usual, at most."""
-_USUAL_BY_SOLVER = 32
-"""The same where each costs a solver's evaluations."""
-_FAR = 3e-5
-"""Chance of a figure that has a Gaussian spread to lie so far on one side that it is flagged."""
-_LEAST = 8
-"""Held-out measurements that can tell what is usual, at least."""
-
-
-_POWER = {"chi2": 1 / 3, "nll": 1.0}
-"""Of a figure, that makes its spread nearly Gaussian."""
-_FLAGS = {
-    "chi2": (
-        "its restoration misses it by more than noise does",
-        "its restoration follows it more closely than noise allows",
-    ),
-    "nll": ("it is unlike the measurements that were learned from", ""),
-}
-"""What it means that a figure is far above, and far below, what is usual."""
+"""Measurements, or windows, at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +64,9 @@ class RestoreOptions:
         solver: what draws them, a registered solver with the run's prior; ``posterior`` for the
             run's own way.
         settings: of that solver.
+        overlap: of the windows that larger measurements are cut into, as a share of their width.
+        format: of the files: ``tiff`` (NPY where that cannot hold an image), ``npy``, or ``hdf5``,
+            one file with all that is written of a measurement.
     """
 
     n: int = 64
@@ -92,6 +75,8 @@ class RestoreOptions:
     seed: int = 0
     solver: str = POSTERIOR
     settings: Mapping[str, Any] = field(default_factory=dict)
+    overlap: float = 0.5
+    format: Format = "tiff"
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -101,6 +86,10 @@ class RestoreOptions:
         for q in self.quantiles:
             if not 0 < q < 1:
                 raise UserError(f"quantile {q:g}: it must lie between 0 and 1")
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap={self.overlap:g}: a share of a window's width, below 1")
+        if self.format not in FORMATS:
+            raise UserError(f"format {self.format}: take {', '.join(FORMATS)}")
 
 
 def restore_files(
@@ -139,7 +128,10 @@ def restore_files(
     reader = copy.deepcopy(operator).cpu()
     names = _names(inputs, out, about)
     # What is wrong with all of them is said before a folder is made.
-    first = next((item for item in inputs.items(reader) if item.observation is not None), None)
+    first = next(
+        (item for item in inputs.items(reader, options.overlap) if item.observation is not None),
+        None,
+    )
     some = None
     if first is not None and first.observation is not None:
         some = replace(first.observation.to(device), operator=operator)
@@ -149,33 +141,31 @@ def restore_files(
     since = time.monotonic()
     problems: dict[str, str] = {}
     with session.method.serving(), torch.no_grad(), (out / "restoration.jsonl").open("a") as log:
-        usual = _Usual.of(session, restorer, options, some)
+        usual = Usual.of(session, restorer, options.n, options.seed, some)
+        work = _Work(session, inputs, operator, restorer, usual, out, options, progress)
         progress.begin("restoring", len(names))
-        for number, group in enumerate(_groups(inputs.items(reader))):
+        passed = 0
+        for number, group in enumerate(_groups(inputs.items(reader, options.overlap))):
             problems |= {item.name: item.problem for item in group if item.observation is None}
             todo = [item for item in group if item.observation is not None]
             # The whole group or nothing of it: its draws depend on all that are in it.
             contents = {item.name: _content(item) for item in todo}
             if any(done.get(name, {}).get("content") != own for name, own in contents.items()):
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
-                each = [item.observation for item in todo if item.observation is not None]
-                observation = replace(Observation.join(each).to(device), operator=operator)
-                x = restorer(observation, options.n, generator).cpu()
-                figures = usual.judge(observation, x.to(device))
                 lines = []
-                for row, item in enumerate(todo):
-                    if not torch.isfinite(x[:, row]).all():
+                for item, figures in work.restore(todo, generator, (passed, len(names))):
+                    if figures is None:
                         problems[item.name] = (
                             f"{item.name}: the posterior gives values that are not finite"
                         )
                         continue
-                    _write(out, item, x[:, row], inputs, session, options)
                     own = {"name": item.name, "content": contents[item.name]}
-                    lines.append({**own, **figures[row]})
+                    lines.append({**own, **figures})
                 log.write("".join(json.dumps(line) + "\n" for line in lines))
                 log.flush()
                 done |= {line["name"]: line for line in lines}
-            progress.advance(min((number + 1) * _GROUP, len(names)), {})
+            passed += len(group)
+            progress.advance(passed, {})
         progress.end()
     # What an earlier call restored of files that are gone, or broken now, is no part of this one.
     done = {name: done[name] for name in names if name in done and name not in problems}
@@ -195,6 +185,104 @@ def restore_files(
     }
     write_json(out / "restoration.json", summary)
     return summary
+
+
+@dataclass
+class _Work:
+    """Restores groups of measurements and writes their files."""
+
+    session: Session
+    inputs: MeasuredDataset
+    operator: ForwardOperator
+    restorer: Restorer
+    usual: Usual
+    out: Path
+    options: RestoreOptions
+    progress: Progress
+
+    def restore(
+        self, items: list[MeasuredItem], generator: torch.Generator, passed: tuple[int, int]
+    ) -> Iterator[tuple[MeasuredItem, dict[str, Any] | None]]:
+        """Each with its figures and flags when its files are written; None if it has no values.
+
+        Args:
+            items: that can be used: a group, or one that was cut into windows.
+            generator: source of the draws.
+            passed: how many measurements were passed before, and how many there are.
+        """
+        each = [item.observation for item in items if item.observation is not None]
+        observation = replace(
+            Observation.join(each).to(self.session.context.device), operator=self.operator
+        )
+        if items[0].windows is not None:
+            yield items[0], self._windowed(items[0], observation, generator, passed)
+            return
+        x, figures = self._draw(observation, generator)
+        for row, item in enumerate(items):
+            own, keep = x[:, row], self.options.samples
+            found = Estimates.of(own, self.options.quantiles, keep)
+            if not found.finite:
+                yield item, None
+                continue
+            self._write(item, found)
+            yield item, self.usual.judge([figures[row]])
+
+    def _windowed(
+        self,
+        item: MeasuredItem,
+        observation: Observation,
+        generator: torch.Generator,
+        passed: tuple[int, int],
+    ) -> dict[str, Any] | None:
+        """One measurement, a group of windows at a time."""
+        windows = item.windows
+        assert windows is not None
+        self.progress.end()
+        self.progress.begin(f"restoring {item.name}, windows", len(windows))
+        found = WindowedEstimates(windows, self.options.quantiles, self.options.samples)
+        figures: list[dict[str, float]] = []
+        for start in range(0, len(windows), _GROUP):
+            x, own = self._draw(observation[start : start + _GROUP], generator)
+            found.add(x)
+            figures += own
+            self.progress.advance(len(figures), {})
+        self.progress.end()
+        self.progress.begin("restoring", passed[1], passed[0])
+        estimates = found.estimates()
+        if not estimates.finite:
+            return None
+        self._write(item, estimates)
+        line = self.usual.judge(figures)
+        far_out = [list(windows.corners[number]) for number in line["far_out"]]
+        return {**line, "far_out": far_out}
+
+    def _draw(
+        self, observation: Observation, generator: torch.Generator
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """Samples (n, B, C, *spatial) on the CPU, and the figures of each measurement."""
+        x = self.restorer(observation, self.options.n, generator)
+        found = self.usual.figures(observation, x)
+        rows = range(len(observation))
+        return x.cpu(), [{name: values[row] for name, values in found.items()} for row in rows]
+
+    def _write(self, item: MeasuredItem, found: Estimates) -> None:
+        """Files of one measurement."""
+        to_files, options = self.inputs.to_files, self.options
+        zero = to_files(torch.zeros_like(found.images["std"]))
+        arrays = {name: to_files(image) for name, image in found.images.items()}
+        arrays["std"] = arrays["std"] - zero
+        if options.format == "hdf5":
+            if options.samples:
+                arrays["samples"] = to_files(found.samples)
+            export_arrays(self.out / "arrays" / item.name, arrays, item.metadata)
+        else:
+            files = {f"{name}/{item.name}": values for name, values in arrays.items()}
+            for number, drawn in enumerate(found.samples):
+                files[f"samples/{item.name}-{number}"] = to_files(drawn)
+            for name, values in files.items():
+                export_image(self.out / name, values, item.metadata, tiff=options.format == "tiff")
+        if len(self.session.context.space.spatial) == 2:
+            _preview(self.out / "preview" / f"{item.name}.png", item, found, self.session)
 
 
 def _open(out: Path, settings: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -260,158 +348,38 @@ def _content(item: MeasuredItem) -> str:
 
 
 def _groups(items: Iterator[MeasuredItem]) -> Iterator[list[MeasuredItem]]:
-    while group := list(islice(items, _GROUP)):
+    """So many at a time; one that was cut into windows alone."""
+    group: list[MeasuredItem] = []
+    for item in items:
+        if item.windows is not None and group:
+            yield group
+            group = []
+        group.append(item)
+        if item.windows is not None or len(group) == _GROUP:
+            yield group
+            group = []
+    if group:
         yield group
 
 
-def _write(
-    out: Path,
-    item: MeasuredItem,
-    x: Tensor,
-    inputs: MeasuredDataset,
-    session: Session,
-    options: RestoreOptions,
-) -> None:
-    """Files of one measurement from its samples (n, C, *spatial)."""
-    mean, std = x.mean(0), x.std(0)
-    zero = inputs.to_files(torch.zeros_like(std))
-    export_image(out / "mean" / item.name, inputs.to_files(mean))
-    export_image(out / "std" / item.name, inputs.to_files(std) - zero)
-    for q in options.quantiles:
-        export_image(
-            out / f"quantile-{_percent(q)}" / item.name, inputs.to_files(x.quantile(q, dim=0))
-        )
-    for number, drawn in enumerate(x[: options.samples]):
-        export_image(out / "samples" / f"{item.name}-{number}", inputs.to_files(drawn))
-    if len(session.context.space.spatial) == 2:
-        _preview(out / "preview" / f"{item.name}.png", item, mean, std, session)
-
-
-def _percent(q: float) -> str:
-    """05 of .05, 97.5 of .975."""
-    whole, _, rest = f"{100 * q:g}".partition(".")
-    return whole.zfill(2) + (f".{rest}" if rest else "")
-
-
-def _preview(path: Path, item: MeasuredItem, mean: Tensor, std: Tensor, session: Session) -> None:
+def _preview(path: Path, item: MeasuredItem, found: Estimates, session: Session) -> None:
+    """Measurement, mean and standard deviation beside each other."""
     from .pictures import colour_map, contact_sheet, encode_png
 
-    space = session.context.space
+    space, mean, std = session.context.space, found.images["mean"], found.images["std"]
     assert item.observation is not None
-    seen = item.observation.y
-    if not item.observation.operator.gives_images:
-        seen = item.observation.features()[:, : space.channels]
+    y = item.observation.y
+    if item.windows is not None:
+        canvas = Canvas(replace(item.windows, margin=0), y.shape[1], blend=True)
+        canvas.add(0, y.real.float())
+        seen = canvas.image()
+    elif item.observation.operator.gives_images:
+        seen = y[0].real.float()
+    else:
+        seen = item.observation.features()[0, : space.channels].real.float()
     grey = colour_map(std.mean(0, keepdim=True)[None], 0.0, max(float(std.mean(0).max()), 1e-12))
-    shown = [space.to_unit(seen[0].real.float()), space.to_unit(mean)]
+    shown = [space.to_unit(seen), space.to_unit(mean)]
     shown = [image.expand(3, *image.shape[1:]) for image in shown if len(image) in (1, 3)]
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(torch.stack([*shown, grey[0]]), columns=len(shown) + 1)
     path.write_bytes(encode_png(sheet))
-
-
-@dataclass(frozen=True)
-class _Usual:
-    """Mean and standard deviation of each figure over held-out measurements of the run.
-
-    Of χ² those of its cube root, whose spread is nearly Gaussian (Wilson and Hilferty, 1931).
-    """
-
-    figures: _Figures
-    spreads: dict[str, tuple[float, float]]
-    far: float | None
-    """Standard deviations at which a measurement is flagged: more where few tell what is usual,
-    and None where too few do."""
-
-    @classmethod
-    def of(
-        cls,
-        session: Session,
-        restorer: Restorer,
-        options: RestoreOptions,
-        some: Observation | None,
-    ) -> _Usual:
-        context, figures = session.context, _Figures(session, some)
-        if figures.operator is not context.operator:
-            return cls(figures, {}, None)
-        few = _USUAL if restorer.solver is None else _USUAL_BY_SOLVER
-        held = session.measurements.heldout[:few].to(context.device)
-        generator = Streams(options.seed, context.device).fresh("restore.usual")
-        found: dict[str, list[float]] = {}
-        for start in range(0, len(held), _GROUP):
-            part = held[start : start + _GROUP]
-            drawn = restorer(part, options.n, generator)
-            for name, values in figures(part, drawn).items():
-                found.setdefault(name, []).extend(value ** _POWER[name] for value in values)
-        spreads = {name: _spread(torch.tensor(values)) for name, values in found.items()}
-        return cls(figures, spreads, _far(len(held)))
-
-    def judge(self, observation: Observation, x: Tensor) -> list[dict[str, Any]]:
-        """Figures and flags of each of B measurements, from samples (n, B, C, *spatial)."""
-        found = self.figures(observation, x)
-        lines = [
-            {name: values[row] for name, values in found.items()}
-            for row in range(len(observation))
-        ]
-        return [{**line, "flags": self._flags(line)} for line in lines]
-
-    def _flags(self, line: Mapping[str, float]) -> list[str]:
-        if self.far is None:
-            return []
-        flags = []
-        for name, value in line.items():
-            mean, deviation = self.spreads[name]
-            away = (value ** _POWER[name] - mean) / deviation
-            high, low = _FLAGS[name]
-            if away > self.far:
-                flags.append(high)
-            elif away < -self.far and low:
-                flags.append(low)
-        return flags
-
-    def to_json(self) -> dict[str, Any]:
-        """Spreads by name, and how far a flagged measurement is."""
-        return {
-            "cube_root_of_chi2": self.spreads.get("chi2"),
-            "nll": self.spreads.get("nll"),
-            "deviations_that_are_flagged": self.far,
-        }
-
-
-class _Figures:
-    """χ² of samples, and −log p(y) under the fitted Gaussian where that is exact.
-
-    Args:
-        session: the run.
-        some: of the measurements; None for those of the run.
-    """
-
-    def __init__(self, session: Session, some: Observation | None) -> None:
-        self.context = session.context
-        some = some or self.context.observations
-        self.operator = some.operator
-        self.wiener = Wiener(self.context.moments, self.operator).to(self.context.device)
-        own = self.operator is self.context.operator
-        self.wiener.update(self.context.observations.params if own else some.params)
-
-    def __call__(self, observation: Observation, x: Tensor) -> dict[str, list[float]]:
-        """Of each of B measurements, from samples (n, B, C, *spatial)."""
-        chi2 = torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0)
-        found = {"chi2": chi2.tolist()}
-        if exact_wiener(self.context.moments, self.operator):
-            nll = gaussian_nll(self.wiener(observation), observation, self.context.moments)
-            found["nll"] = nll.tolist()
-        return found
-
-
-def _far(count: int) -> float | None:
-    """Student's quantile for one more draw, in standard deviations of `count` others."""
-    from scipy.stats import t
-
-    if count < _LEAST:
-        return None
-    return float(t.ppf(1 - _FAR, count - 1)) * (1 + 1 / count) ** 0.5
-
-
-def _spread(values: Tensor) -> tuple[float, float]:
-    spread = float(values.double().std(correction=min(1, len(values) - 1)))
-    return float(values.double().mean()), max(spread, 1e-9)

@@ -75,7 +75,12 @@ class Mask(DeterministicMap):
 
     @property
     def support_radius(self) -> int | None:
-        return 0
+        """None for a mask of all samples: it belongs to the whole image."""
+        return 0 if self.fixed is None else None
+
+    @property
+    def pixel_params(self) -> frozenset[str]:
+        return frozenset() if self.fixed is not None else frozenset({"mask"})
 
     @property
     def feature_channels(self) -> int:

@@ -45,6 +45,19 @@ def restore(
             "a solver with its prior, such as split_gibbs or mmps."
         ),
     ] = "posterior",
+    overlap: Annotated[
+        float,
+        typer.Option(
+            help="Measurements larger than the run's images are cut into windows that share this "
+            "part of their width with their neighbours."
+        ),
+    ] = 0.5,
+    written: Annotated[
+        str,
+        typer.Option(
+            "--format", help="Of the files: tiff, npy, or hdf5, one file for each measurement."
+        ),
+    ] = "tiff",
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,14 +78,18 @@ def restore(
     from flowdiff.core.config import parse_settings
     from flowdiff.core.errors import UserError
     from flowdiff.core.progress import ConsoleProgress
-    from flowdiff.core.restoration import RestoreOptions
+    from flowdiff.core.restoration import FORMATS, RestoreOptions
 
     given: dict[str, dict[str, Any]] = {"data": {}, "solver": {}, "op": {}}
     for path, value in parse_settings(setting or [], tuple(given), "restore"):
         scope, _, key = path.partition(".")
         given[scope][path if scope == "op" else key] = value
     quantiles = tuple(quantile or (0.05, 0.95))
-    options = RestoreOptions(n, samples, quantiles, seed, solver, given["solver"])
+    if written not in FORMATS:
+        raise UserError(f"--format {written}: take {', '.join(FORMATS)}")
+    options = RestoreOptions(
+        n, samples, quantiles, seed, solver, given["solver"], overlap, written
+    )
     with ConsoleProgress(Console(stderr=True)) as progress:
         found = open_run(run).restore_files(
             inputs,

@@ -19,7 +19,15 @@ from flowdiff.core import UserError
 
 from ._image_files import EXTENSIONS, image_files, read_image
 
-__all__ = ["ARCHIVES", "Entry", "MeasuredFiles", "fitted", "parameters", "read_arrays"]
+__all__ = [
+    "ARCHIVES",
+    "Entry",
+    "MeasuredFiles",
+    "as_image",
+    "fitted",
+    "parameters",
+    "read_arrays",
+]
 
 _Answer = TypeVar("_Answer")
 
@@ -39,14 +47,12 @@ class Entry:
     Attributes:
         file: where.
         part: number of the page or row; None where the file holds one measurement.
-        source: number of the file, or of the row in an archive.
         values: an array as it is stored; of a picture, channels first. None if unreadable.
         problem: why it could not be read; empty where it could.
     """
 
     file: Path
     part: int | None
-    source: int
     values: Any
     problem: str = ""
 
@@ -88,7 +94,7 @@ class MeasuredFiles:
 
     @cached_property
     def _rows(self) -> Any | None:
-        """The array of all measurements, of an archive that was named; read once."""
+        """The array of all measurements, of an archive that was named; of NPZ read at once."""
         file = self.files[0]
         return _stack(file) if self.alone and file.suffix.lower() in ARCHIVES else None
 
@@ -99,32 +105,50 @@ class MeasuredFiles:
             UserError: an archive is unreadable, or holds what are no measurements.
         """
         if self._rows is not None:
-            for row, values in enumerate(self._rows):
-                yield Entry(self.files[0], row, row, values)
+            yield from self._of_archive(self._rows)
             return
-        for number, file in enumerate(self.files):
+        for file in self.files:
             parts = _parts(file)
-            # Pages of a file in a folder belong together.
-            sources = [number if part is None or not self.alone else part for part in parts]
             try:
                 pages = _pages(file)
                 values = [_single(file)] if pages is None else [page[None] for page in pages]
             except UserError as error:
-                for part, source in zip(parts, sources, strict=True):
-                    yield Entry(file, part, source, None, str(error))
+                for part in parts:
+                    yield Entry(file, part, None, str(error))
                 continue
-            for part, source, value in zip(parts, sources, values, strict=True):
-                yield Entry(file, part, source, value)
+            for part, value in zip(parts, values, strict=True):
+                yield Entry(file, part, value)
+
+    def _of_archive(self, rows: Any) -> Iterator[Entry]:
+        import numpy as np
+
+        for row in range(len(rows)):
+            try:
+                values = np.asarray(rows[row])
+            except OSError as error:
+                yield Entry(self.files[0], row, None, _unreadable(self.files[0], error))
+            else:
+                yield Entry(self.files[0], row, values)
 
     @cached_property
-    def names(self) -> list[str]:
-        """What is made of each is named so: its path below the top without ending, and the part.
-
-        No pixel is read for it.
-        """
+    def parts(self) -> list[tuple[Path, int | None]]:
+        """File, and page or row in it, of each; no pixel is read for it."""
         if self._rows is not None:
-            return [self.name(self.files[0], row) for row in range(len(self._rows))]
-        return [self.name(file, part) for file in self.files for part in _parts(file)]
+            return [(self.files[0], row) for row in range(len(self._rows))]
+        return [(file, part) for file in self.files for part in _parts(file)]
+
+    @property
+    def sources(self) -> list[int]:
+        """Number of the file of each: its pages belong together. Of one file, that of the page."""
+        if self.alone:
+            return list(range(len(self.parts)))
+        numbers = {file: number for number, file in enumerate(self.files)}
+        return [numbers[file] for file, _ in self.parts]
+
+    @property
+    def names(self) -> list[str]:
+        """What is made of each is named so: its path below the top, no ending, and the part."""
+        return [self.name(file, part) for file, part in self.parts]
 
     def name(self, file: Path, part: int | None) -> str:
         """The name of one of them."""
@@ -137,8 +161,24 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _stack(path: Path) -> Any:
-    """The array of all measurements in an archive."""
-    arrays = read_arrays(path)
+    """The array of all measurements in an archive; rows of NPY and HDF5 are read when wanted."""
+    import h5py
+    import numpy as np
+
+    if path.suffix.lower() in HDF5:
+        try:
+            # Open as long as its rows are wanted.
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(_unreadable(path, error)) from error
+        arrays = {name: v for name, v in file.items() if isinstance(v, h5py.Dataset)}
+    elif path.suffix.lower() == ".npy":
+        try:
+            arrays = {_SINGLE: np.load(path, mmap_mode="r", allow_pickle=False)}
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(_unreadable(path, error)) from error
+    else:
+        arrays = dict(read_arrays(path))
     name = next((name for name in (*_MEASURED, _SINGLE) if name in arrays), None)
     if name is None:
         raise UserError(
@@ -150,6 +190,11 @@ def _stack(path: Path) -> Any:
     if not len(arrays[name]):
         raise UserError(f"{path} holds no measurement: {name} has shape {arrays[name].shape}")
     return arrays[name]
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"cannot read {path} ({reason}); repair or replace it"
 
 
 def _single(file: Path) -> Any:
@@ -173,6 +218,26 @@ def fitted(values: Any, shape: tuple[int, ...]) -> Any | None:
     if values.shape == shape[1:] and shape[0] == 1:
         return values[None]
     if values.shape == (*shape[1:], shape[0]):
+        return np.moveaxis(values, -1, 0)
+    return None
+
+
+def as_image(values: Any, shape: tuple[int, ...]) -> Any | None:
+    """An array of any size as an image (C, H, W) with as many channels as the shape; None if not.
+
+    Args:
+        values: (H, W), (C, H, W) or (H, W, C).
+        shape: what it is to be cut into.
+    """
+    import numpy as np
+
+    if len(shape) != 3:
+        return None
+    if values.ndim == 2 and shape[0] == 1:
+        return values[None]
+    if values.ndim == 3 and values.shape[0] == shape[0]:
+        return values
+    if values.ndim == 3 and values.shape[-1] == shape[0]:
         return np.moveaxis(values, -1, 0)
     return None
 
@@ -209,8 +274,7 @@ def read_arrays(path: Path) -> Mapping[str, Any]:
     except (
         OSError, ValueError, EOFError, KeyError, struct.error, zlib.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read {path} ({reason}); repair or replace it") from error
+        raise UserError(_unreadable(path, error)) from error
 
 
 def _pages(path: Path) -> list[Any] | None:

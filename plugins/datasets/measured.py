@@ -18,6 +18,10 @@ nothing is said, and floating-point values are taken as they are.
 Operator parameters ω that differ from measurement to measurement (masks, kernels, σ) come in
 ``data.params``, an NPZ or HDF5 file with an array of leading size N for each, in the order of the
 files' names as text.
+
+Measurements that are larger than the network's images, and of several sizes, are cut into windows
+with ``data.crop`` (`flowdiff.core.windows`); parameters that lie along the pixels are cut with
+them.
 """
 
 from __future__ import annotations
@@ -33,17 +37,21 @@ from torch import Tensor
 
 from flowdiff.core import (
     ForwardOperator,
+    ImageMetadata,
     ImageSpace,
     MeasuredConfig,
     MeasuredDataset,
     MeasuredItem,
     Observation,
+    Tiling,
     UserError,
+    Windows,
     as_observation,
 )
 
 from ._image_files import check_range, full_range
-from ._measured_files import Entry, MeasuredFiles, fitted, parameters
+from ._image_metadata import image_metadata
+from ._measured_files import Entry, MeasuredFiles, as_image, fitted, parameters
 
 __all__ = ["Measured", "MeasuredFilesConfig"]
 
@@ -63,8 +71,16 @@ class MeasuredFilesConfig(MeasuredConfig):
         description="file values of black and white; none: full range of integers, and "
         "floating-point values as they are",
     )
-    source: Literal["file", "folder"] = Field(
-        "file", description="what must stay in one split: each file, or each sub-folder"
+    crop: int | None = Field(
+        None,
+        ge=4,
+        description="side of the images that larger measurements, of any sizes, are cut into; "
+        "none: they are of one size, and not cut",
+    )
+    source: Literal["file", "folder", "window"] = Field(
+        "file",
+        description="what must stay in one split: each file, each sub-folder, or each window of "
+        "data.crop",
     )
     bounded: bool | None = Field(
         None,
@@ -91,6 +107,10 @@ class Measured(MeasuredDataset):
         super().__init__(config)
         self.settings = config
         check_range(config.range)
+        if config.crop and config.shape:
+            raise UserError("data.crop and data.shape both say how large the images are; give one")
+        if config.source == "window" and not config.crop:
+            raise UserError("data.source=window: there are windows with data.crop only")
 
     @cached_property
     def _files(self) -> MeasuredFiles:
@@ -118,35 +138,54 @@ class Measured(MeasuredDataset):
     def space(self) -> ImageSpace:
         """Of the clean images: the measurements' own shape, where none is given."""
         shape = self.settings.shape or _image_shape(self._first.values.shape)
+        if self.settings.crop:
+            if len(shape) != 3:
+                raise UserError(f"data.crop: measurements of shape {_shape(shape)} are no images")
+            shape = (shape[0], self.settings.crop, self.settings.crop)
         bounded = self.settings.bounded
         if bounded is None:
             bounded = self.settings.range is None and full_range(self._first.dtype) is not None
         return ImageSpace(shape, bounded=bounded)
 
-    def items(self, operator: ForwardOperator) -> Iterator[MeasuredItem]:
+    @property
+    def sources(self) -> list[int] | None:
+        if self.settings.source == "window":
+            return None
+        if self.settings.source == "file":
+            return self._files.sources
+        folders: dict[Path, int] = {}
+        return [folders.setdefault(file.parent, len(folders)) for file, _ in self._files.parts]
+
+    def items(
+        self, operator: ForwardOperator, overlap: float | None = None
+    ) -> Iterator[MeasuredItem]:
+        if self.settings.crop:
+            Tiling.of(operator)  # what has no windows is refused before a file is read
         params = self._parameters(operator)
-        folders: dict[str, int] = {}
         for number, entry in enumerate(self._files):
             name = self._files.name(entry.file, entry.part)
-            source = entry.source
-            if self.settings.source == "folder":
-                source = folders.setdefault(str(entry.file.parent), len(folders))
             own = {name: value[number : number + 1] for name, value in params.items()}
             try:
-                observation = self._observation(entry, operator, own)
+                observation, windows = self._observation(entry, operator, own, overlap)
             except UserError as error:
-                yield MeasuredItem(name, source, None, str(error))
+                yield MeasuredItem(name, None, str(error))
             else:
-                yield MeasuredItem(name, source, observation)
+                # Training has no use for it, and reading it takes time.
+                said = ImageMetadata() if overlap is None else image_metadata(entry.file)
+                yield MeasuredItem(name, observation, windows=windows, metadata=said)
 
     def to_files(self, x: Tensor) -> Tensor:
         scale, offset = _scale(self.file_range or (-1.0, 1.0))
         return scale * x.double() + offset
 
     def _observation(
-        self, entry: Entry, operator: ForwardOperator, params: dict[str, Tensor]
-    ) -> Observation:
-        """A batch of one.
+        self,
+        entry: Entry,
+        operator: ForwardOperator,
+        params: dict[str, Tensor],
+        overlap: float | None,
+    ) -> tuple[Observation, Windows | None]:
+        """A batch of one, or of its windows; these, where they cover it.
 
         Raises:
             UserError: the entry does not fit.
@@ -154,26 +193,39 @@ class Measured(MeasuredDataset):
         wanted, dtype = operator.codomain.shape, self._first.dtype
         if entry.problem:
             raise UserError(entry.problem)
-        values = fitted(entry.values, wanted)
-        if values is None:
-            raise UserError(
-                f"{entry.name} has shape {_shape(entry.values.shape)}, and the operator makes "
-                f"{_shape(wanted)} of images of {_shape(operator.space.shape)}; set data.shape, "
-                "or leave the file out"
-            )
         if entry.dtype != dtype:
             raise UserError(f"{entry.name} holds {entry.dtype} values, the others {dtype}")
-        if values.dtype.kind not in "buifc":
+        if entry.values.dtype.kind not in "buifc":
             raise UserError(f"{entry.name} holds {dtype} values; give numbers")
+        values, windows = fitted(entry.values, wanted), None
+        if values is None:
+            values = as_image(entry.values, wanted)
+            if values is None or (self.settings.crop is None and overlap is None):
+                crop = "cut larger ones by data.crop" if values is not None else "set data.shape"
+                raise UserError(
+                    f"{entry.name} has shape {_shape(entry.values.shape)}, and the operator makes "
+                    f"{_shape(wanted)} of images of {_shape(operator.space.shape)}; {crop}, or "
+                    "leave the file out"
+                )
+            windows = _windows(entry, values.shape[1:], operator, overlap)
         complete = complex if values.dtype.kind == "c" else float
         y = torch.from_numpy(values.astype(complete))[None]
+        if windows is not None:
+            y = windows.cut(y[0])
+            params = _cut(params, windows, operator, entry)
         observed = operator.observed(params)
         if observed is not None:
             # Whatever a file has where nothing was observed, often NaN.
             y = torch.where(observed, y, torch.zeros_like(y))
         if not torch.isfinite(y).all():
             raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
-        return as_observation(self._to_units(y, operator, params), params, operator)
+        found = as_observation(self._to_units(y, operator, params), params, operator)
+        if overlap is not None or windows is None:
+            return found, windows
+        if observed is not None:
+            # A window in which nothing was observed says nothing.
+            found = found[observed.flatten(1).any(1).expand(len(found))]
+        return found, None
 
     def _parameters(self, operator: ForwardOperator) -> dict[str, Tensor]:
         """Those of the file, by their full names."""
@@ -221,6 +273,48 @@ class Measured(MeasuredDataset):
         white = torch.ones(len(y), *operator.space.shape)
         zero = operator(torch.zeros_like(white), params)
         return (y - offset * (operator(white, params) - zero)) / scale
+
+
+def _windows(
+    entry: Entry,
+    spatial: tuple[int, ...],
+    operator: ForwardOperator,
+    overlap: float | None,
+) -> Windows:
+    """Those that cover it, or lie beside each other.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        tiling = Tiling.of(operator)
+        if overlap is None:
+            return tiling.disjoint(spatial)
+        return tiling.covering(spatial, overlap)
+    except UserError as error:
+        raise UserError(f"{entry.name} cannot be cut into windows: {error}") from error
+
+
+def _cut(
+    params: dict[str, Tensor], windows: Windows, operator: ForwardOperator, entry: Entry
+) -> dict[str, Tensor]:
+    """Parameters of each window of one measurement.
+
+    Raises:
+        UserError: what lies along the pixels has another size than they.
+    """
+    own = {}
+    for name, value in params.items():
+        if name not in operator.pixel_params:
+            own[name] = value.expand(len(windows), *value.shape[1:])
+        elif value.shape[-len(windows.spatial) :] != windows.spatial:
+            raise UserError(
+                f"{entry.name} has {_shape(windows.spatial)} pixels, and its {name} "
+                f"{_shape(tuple(value.shape[1:]))}"
+            )
+        else:
+            own[name] = windows.cut(value[0])
+    return own
 
 
 def _scale(bounds: tuple[float, float]) -> tuple[float, float]:

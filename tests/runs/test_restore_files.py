@@ -157,7 +157,7 @@ def test_broken_files_are_named_and_the_rest_goes_on(
     inputs = scans(tmp_path / "in", 8, seed=1)
     names = sorted(inputs.glob("*.tif"))
     names[0].write_bytes(names[0].read_bytes()[:40])
-    tifffile.imwrite(names[1], np.zeros((8, 9), "uint16"))
+    tifffile.imwrite(names[1], np.zeros((8, 7), "uint16"))
     tifffile.imwrite(names[2], np.zeros((8, 8), "float32"))
     words = ["restore", str(run.path), str(inputs), "--out", str(tmp_path / "out"), "-n", "4"]
     code, out, err = run_cli(*words)
@@ -166,7 +166,7 @@ def test_broken_files_are_named_and_the_rest_goes_on(
     assert len(err.strip().splitlines()) == 1 and "not restored" in err and "2 more" in err
     problems = json.loads((tmp_path / "out" / "restoration.json").read_text())["problems"]
     assert [name in problems for name in (n.stem for n in names[:3])] == [True] * 3
-    assert "8×9" in problems[names[1].stem] and "float32" in problems[names[2].stem]
+    assert "8×7" in problems[names[1].stem] and "float32" in problems[names[2].stem]
     scans(inputs, 8, seed=1)
     code, out, _ = run_cli(*words)
     assert code == 0 and "8 of 8 restored" in out

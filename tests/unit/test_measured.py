@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowdiff.core import ForwardOperator, ImageSpace, UserError, get_registry
+from flowdiff.core import ForwardOperator, ImageSpace, Observation, UserError, get_registry
 from flowdiff.core.assembly import build_operator
 from flowdiff.plugins.datasets.measured import Measured, MeasuredFilesConfig
 
@@ -32,7 +32,12 @@ def read(
 ) -> tuple[Tensor, Any]:
     """y and the sources."""
     data = Measured(MeasuredFilesConfig(path=path, **settings))
-    observation, sources = data.load(made_by or operator())
+    items = list(data.items(made_by or operator()))
+    for item in items:
+        if item.observation is None:
+            raise UserError(item.problem)
+    observation = Observation.join([i.observation for i in items if i.observation is not None])
+    sources = torch.tensor(data.sources)
     return observation.y, sources
 
 
