@@ -27,7 +27,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "flow": ("Condition", "ConditionalFlow", "FlowConfig", "standard_normal"),
     "gaussian": ("DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"),
     "hookspecs": ("hookimpl",),
-    "image_export": ("ImageMetadata",),
+    "image_metadata": ("ImageMetadata",),
     "intake": ("as_observation",),
     "measured": ("MeasuredConfig", "MeasuredDataset", "MeasuredItem"),
     "radiometry": ("intensity", "needs_intensities"),
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from .gaussian import SeparableDCT as SeparableDCT
     from .gaussian import dct_matrix as dct_matrix
     from .hookspecs import hookimpl as hookimpl
-    from .image_export import ImageMetadata as ImageMetadata
+    from .image_metadata import ImageMetadata as ImageMetadata
     from .intake import as_observation as as_observation
     from .linearisation import jacobian as jacobian
     from .measured import MeasuredConfig as MeasuredConfig

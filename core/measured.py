@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .errors import UserError
-from .image_export import ImageMetadata
+from .image_metadata import ImageMetadata
 from .measurements import Measurements
 from .observation import Observation
 from .operator import ForwardOperator

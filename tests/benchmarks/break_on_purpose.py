@@ -287,6 +287,27 @@ MISTAKES = (
         "tests/science/test_posteriors.py::test_start_is_the_exact_posterior",
     ),
     Mistake(
+        "windows without a margin",
+        "operators/interior.py",
+        "return context.reach or 0 if config.margin is None else config.margin",
+        "return config.margin or 0",
+        "tests/science/test_windows.py",
+    ),
+    Mistake(
+        "samples of neighbouring windows are averaged",
+        "core/windows.py",
+        "if self.blend:\n                self._sum",
+        "if True:\n                self._sum",
+        "tests/science/test_windows.py",
+    ),
+    Mistake(
+        "windows to learn from share pixels",
+        "core/windows.py",
+        "starts.append([first + i * size for i in range(count)])",
+        "starts.append([first + i * (size - 1) for i in range(count)])",
+        "tests/science/test_windows.py",
+    ),
+    Mistake(
         "noise drawn with half of σ",
         "operators/noise.py",
         "return clean + sigma * randn(",
