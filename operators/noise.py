@@ -5,7 +5,9 @@ r"""Additive white Gaussian noise.
 
 For complex measurements σ is the standard deviation of the real and of the imaginary part, and
 each entry counts as two real ones. With `sigma_max`, each sample has a σ of its own, drawn
-log-uniformly between `sigma` and `sigma_max`: a parameter ω, known to whoever restores y.
+log-uniformly between `sigma` and `sigma_max`: a parameter ω, known to whoever restores y. With
+`per_pixel` each pixel of each sample has, alike in all channels: a map of the noise, such as
+unequal exposures and sensors have.
 """
 
 from __future__ import annotations
@@ -46,10 +48,16 @@ class GaussianNoise(NoiseModel):
             description="with it, each sample's own is log-uniform between sigma and sigma_max",
         )
 
+        per_pixel: bool = Field(
+            False, description="each pixel has its own, a map of σ for each sample"
+        )
+
         @model_validator(mode="after")
         def _ordered(self) -> GaussianNoise.Config:
             if self.sigma_max is not None and self.sigma_max <= self.sigma:
                 raise ValueError("sigma_max must be larger than sigma")
+            if self.per_pixel and self.sigma_max is None:
+                raise ValueError("per_pixel needs sigma_max, up to which σ differs")
             return self
 
     gaussian = True
@@ -59,6 +67,7 @@ class GaussianNoise(NoiseModel):
         super().__init__(config, context)
         self.sigma = config.sigma
         self.sigma_max = config.sigma_max
+        self.per_pixel = config.per_pixel
 
     def draw_params(
         self,
@@ -66,18 +75,25 @@ class GaussianNoise(NoiseModel):
         generator: torch.Generator,
         device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
-        """Standard deviations ``sigma`` of shape (B,), where they differ; else nothing."""
+        """Standard deviations ``sigma``, where they differ; else nothing.
+
+        Their shape is (B,), or that of a map: (B, 1, *spatial), (B, D) of vectors.
+        """
         if self.sigma_max is None:
             return {}
-        u = torch.rand(shape[0], generator=generator, device=generator.device)
+        size = shape[:1]
+        if self.per_pixel:
+            size = (shape[0], 1, *shape[2:]) if len(shape) > 2 else shape
+        u = torch.rand(size, generator=generator, device=generator.device)
         return {"sigma": (self.sigma * (self.sigma_max / self.sigma) ** u).to(device)}
 
     def _sigma(self, clean: Tensor, params: Params) -> Tensor:
-        """σ in the real dtype of `clean`, with shape (B, 1, …) or (1, 1, …)."""
+        """σ in the real dtype of `clean`, with a shape that broadcasts with it."""
         real = clean.real if clean.is_complex() else clean
         if self.sigma_max is None:
             return real.new_full((1,) * clean.ndim, self.sigma)
-        return params["sigma"].to(real).reshape(-1, *[1] * (clean.ndim - 1))
+        sigma = params["sigma"].to(real)
+        return sigma if self.per_pixel else sigma.reshape(-1, *[1] * (clean.ndim - 1))
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
         sigma = self._sigma(clean, params)
@@ -99,9 +115,17 @@ class GaussianNoise(NoiseModel):
         return self._sigma(clean, params).square()
 
     @property
+    def pixel_params(self) -> frozenset[str]:
+        return frozenset({"sigma"}) if self.per_pixel else frozenset()
+
+    @property
     def feature_channels(self) -> int:
+        if self.per_pixel and not self.space.spatial:
+            return self.space.channels
         return 0 if self.sigma_max is None else 1
 
     def param_features(self, params: Params) -> Tensor | None:
-        """log σ, with shape (B, 1), where samples differ."""
-        return None if self.sigma_max is None else params["sigma"].log()[:, None]
+        """log σ, with shape (B, 1), or that of its map, where samples differ."""
+        if self.sigma_max is None:
+            return None
+        return params["sigma"].log() if self.per_pixel else params["sigma"].log()[:, None]

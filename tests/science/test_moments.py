@@ -495,13 +495,14 @@ def test_weak_vectors_have_their_own_scale() -> None:
     assert found.diagonal().numpy() == pytest.approx(4e-4, rel=0.35)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_each_measurement_counts_by_its_own_noise(masked: bool) -> None:
+@pytest.mark.parametrize(("masked", "per_pixel"), [(True, False), (False, False), (False, True)])
+def test_each_measurement_counts_by_its_own_noise(masked: bool, per_pixel: bool) -> None:
     """σ from .05 to 1: the good measurements decide, and the fit is much nearer to the truth."""
     space = ImageSpace((1, 4, 4))
     truth = smooth(space)
     context = BuildContext(space)
-    noise = GaussianNoise(GaussianNoise.Config(sigma=0.05, sigma_max=1.0), context)
+    config = GaussianNoise.Config(sigma=0.05, sigma_max=1.0, per_pixel=per_pixel)
+    noise = GaussianNoise(config, context)
     maps = [("mask", Mask(PartConfig(), context))] if masked else []
     operator = ComposedOperator(context, maps, ("noise", noise))
     observation = measured(truth, operator, 400)

@@ -358,6 +358,34 @@ def test_a_sigma_for_each_sample() -> None:
     torch.testing.assert_close(features, sigma.log()[:, None])
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (6,)])
+def test_a_sigma_for_each_pixel(shape: tuple[int, ...]) -> None:
+    """A map, alike in all channels; the density of y is that of independent normals."""
+    noise = GaussianNoise(
+        GaussianNoise.Config(sigma=0.1, sigma_max=1.0, per_pixel=True),
+        BuildContext(ImageSpace(shape)),
+    )
+    params = noise.draw_params((500, *shape), seeded())
+    sigma = params["sigma"]
+    assert sigma.shape == (500, 1, *shape[1:]) if len(shape) > 1 else (500, 6)
+    assert noise.pixel_params == {"sigma"}
+    clean = torch.zeros(500, *shape, dtype=torch.float64)
+    y = noise.sample(clean, params, seeded(1))
+    scaled = (y / sigma.double()).flatten().numpy()
+    assert stats.kstest(scaled, "norm").pvalue > 1e-3
+    expected = torch.distributions.Normal(clean, sigma.double().expand_as(clean)).log_prob(y)
+    torch.testing.assert_close(noise.log_prob(y, clean, params), expected.flatten(1).sum(1))
+    seen = torch.rand(clean.shape, generator=seeded(2)) < 0.5
+    torch.testing.assert_close(
+        noise.log_prob(y, clean, params, seen), (expected * seen).flatten(1).sum(1)
+    )
+    torch.testing.assert_close(noise.variance(clean, params), sigma.double() ** 2)
+    features = noise.param_features(params)
+    assert features.shape[1] == noise.feature_channels and features.shape[2:] == sigma.shape[2:]
+    with pytest.raises(ValueError, match="needs sigma_max"):
+        GaussianNoise.Config(per_pixel=True)
+
+
 def test_sigma_max_must_be_larger() -> None:
     with pytest.raises(ValueError, match="larger than sigma"):
         GaussianNoise.Config(sigma=0.5, sigma_max=0.5)

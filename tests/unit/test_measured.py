@@ -152,6 +152,24 @@ def test_units_of_files(part: str, tmp_path: Path) -> None:
     torch.testing.assert_close(y, made_by(x, params), rtol=0, atol=2e-5)
 
 
+def test_a_camera(tmp_path: Path) -> None:
+    """offset + G (K + r n) in the file is the Poisson-Gaussian model in image units."""
+    offset, gain, noisy, high = 100.0, 0.5, 3.0, 900.0
+    scale = (high - offset) / 2
+    shape = (1, 50, 60)
+    context = ImageSpace(shape)
+    settings = {"gain": scale / gain, "sigma": noisy * gain / scale}
+    noise = {"name": "poisson_gaussian_noise", **settings}
+    made_by = build_operator([noise], context, get_registry())
+    x = torch.linspace(-0.9, 0.9, 60).expand(200, 1, 50, 60)
+    electrons = (scale * x.numpy() + (high + offset) / 2 - offset) / gain
+    counts = RNG.poisson(electrons) + noisy * RNG.normal(size=electrons.shape)
+    np.save(tmp_path / "y.npy", (offset + gain * counts).astype("float32"))
+    y, _ = read(tmp_path / "y.npy", made_by, range=(offset, high))
+    white = (y - x) / made_by.noise_variance(x, {}).sqrt()
+    assert abs(float(white.mean())) < 0.01 and abs(float(white.square().mean()) - 1) < 0.01
+
+
 def test_what_was_not_observed_may_be_anything(tmp_path: Path) -> None:
     """NaN at missing pixels becomes 0; elsewhere it is refused, and named."""
     made_by = operator("random_mask")
