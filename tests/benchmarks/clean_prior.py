@@ -34,13 +34,14 @@ import torch
 from torch import Tensor
 
 import flowdiff
-from flowdiff.core import Gaussian, ImageSpace, MetricValue, Observation, Wiener, get_registry
+from flowdiff.core import Gaussian, ImageSpace, Observation, Wiener, get_registry
 from flowdiff.core.config import Request, parse_setting, resolve, settings_of
 from flowdiff.core.counting import CallCounter
 from flowdiff.core.session import Session
 from flowdiff.core.statistics import mean_interval, psnr
 from flowdiff.core.wiener import reduced_chi_square
 from flowdiff.plugins.datasets.digits import Digits
+from tests.benchmarks.rounding import rounded
 from tests.science.linear_gaussian import train
 
 PROBLEMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -176,7 +177,7 @@ def _judge(session: Session, starts: bool) -> dict[str, Any]:
         drawn = method.sample(len(clean), ctx, ctx.streams.fresh("judge.prior"))
         reference = session.dataset.split("reference")
         found["prior"] = {
-            name: _rounded(metric(drawn, reference, ctx.streams.fresh("judge.metric")), 3)
+            name: rounded(metric(drawn, reference, ctx.streams.fresh("judge.metric")), 3)
             for name, metric in session.metrics.items()
         }
     wiener = Wiener(ctx.moments, ctx.operator)
@@ -248,11 +249,7 @@ class _Judge:
 
     def _interval(self, values: Tensor, digits: int) -> list[float]:
         generator = self.session.context.streams.fresh("judge.bootstrap")
-        return _rounded(mean_interval(values, generator, 1000), digits)
-
-
-def _rounded(found: MetricValue, digits: int) -> list[float]:
-    return [round(value, digits) for value in (found.value, found.low, found.high)]
+        return rounded(mean_interval(values, generator, 1000), digits)
 
 
 if __name__ == "__main__":

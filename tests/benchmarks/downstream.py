@@ -31,7 +31,8 @@ from flowdiff.core.assembly import build_operator
 from flowdiff.core.random import Streams
 from flowdiff.core.restorer import Restorer
 from flowdiff.core.session import Session
-from flowdiff.core.statistics import mean_interval, psnr, ssim
+from flowdiff.core.statistics import psnr, ssim
+from tests.benchmarks.rounding import mean_rounded
 
 DRAWS, TUNED_ON = 16, 60
 Classical = Callable[[np.ndarray, np.ndarray | None, float], np.ndarray]
@@ -136,12 +137,11 @@ def judge(name: str, task: Task, sessions: dict[str, Session], images: int) -> d
     base = psnr(found["Wiener mean of the fit"], x, space)
     rows = {}
     for title, restored in found.items():
-        generator = torch.Generator().manual_seed(0)
         quality = psnr(restored, x, space)
         rows[title] = {
-            "psnr": _rounded(quality, generator, 2),
-            "ssim": _rounded(ssim(restored, x, space), generator, 3),
-            "gain": _rounded(quality - base, generator, 2),
+            "psnr": mean_rounded(quality, 2),
+            "ssim": mean_rounded(ssim(restored, x, space), 3),
+            "gain": mean_rounded(quality - base, 2),
         }
     return {"task": name, "images": len(x), "parameter": parameter, **rows}
 
@@ -164,11 +164,6 @@ def classical(task: Task, y: Observation, parameter: float) -> Tensor:
         for image, mask in zip(y.y[:, 0], masks, strict=True)
     ]
     return torch.from_numpy(np.stack(images)).float()[:, None]
-
-
-def _rounded(values: Tensor, generator: torch.Generator, digits: int) -> list[float]:
-    found = mean_interval(values, generator, 1000)
-    return [round(value, digits) for value in (found.value, found.low, found.high)]
 
 
 if __name__ == "__main__":

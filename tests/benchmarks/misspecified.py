@@ -5,9 +5,9 @@
 Measures digits with noise .5, or with a blur of .8 pixels and noise .2, and learns from them as if
 the noise level (`noise`, `level`: of the blurred ones) or the width of the blur (`width`) were
 that many times as large. Prints one JSON line: what can be seen without clean images (χ² of
-posterior samples and the lag-1 correlation of residuals of held-out measurements, with their tests;
-the proximal test; the bound on −log p(y)), and what is so (metrics of the prior against clean
-images, PSNR of the posterior mean over the right Wiener mean, coverage of 90 % intervals).
+posterior samples and the lag-1 correlation of residuals of held-out measurements, with their
+tests; the proximal test; the bound on −log p(y)), and what is so (metrics of the prior against
+clean images, PSNR of the posterior mean over the right Wiener mean, coverage of 90 % intervals).
 Figures in brackets are [value, low, high] with 95 % bootstrap intervals. About six minutes.
 """
 
@@ -27,8 +27,9 @@ from flowdiff.core.calibration.evaluate import calibrate
 from flowdiff.core.config import Request, resolve, settings_of
 from flowdiff.core.progress import SilentProgress
 from flowdiff.core.session import Session
-from flowdiff.core.statistics import mean_interval, psnr
+from flowdiff.core.statistics import psnr
 from tests.benchmarks.clean_prior import FLOW, PRIOR, PROBLEMS
+from tests.benchmarks.rounding import mean_rounded, rounded
 from tests.science.linear_gaussian import train
 
 CASES = {
@@ -120,10 +121,10 @@ def _truth(session: Session, truth: Session) -> dict[str, Any]:
     gain = psnr(x, clean, ctx.space) - psnr(mean, clean, ctx.space)
     return {
         "prior": {
-            name: _three(metric(drawn, reference, ctx.streams.fresh("judge.metric")).to_json())
+            name: rounded(metric(drawn, reference, ctx.streams.fresh("judge.metric")), 3)
             for name, metric in session.metrics.items()
         },
-        "gain": _three(mean_interval(gain, ctx.streams.fresh("judge.bootstrap"), 1000).to_json()),
+        "gain": mean_rounded(gain, 2),
     }
 
 

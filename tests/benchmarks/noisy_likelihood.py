@@ -31,7 +31,7 @@ from torch import Tensor
 import flowdiff
 from flowdiff.core import DiffusionPrior, Gaussian
 from flowdiff.core.prior import expand
-from flowdiff.core.statistics import mean_interval
+from tests.benchmarks.rounding import mean_rounded
 
 STEPS, PROBES, CHUNK = 20, 8, 128
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -46,11 +46,10 @@ def main() -> None:
     for path in options.runs:
         found = gains(path)
         record: dict[str, object] = {"run": str(path)}
-        generator = torch.Generator().manual_seed(0)
         for split, gain in found.items():
-            record[split] = _rounded(gain, generator)
+            record[split] = mean_rounded(gain, 2)
             if first:
-                record[f"{split}, over the first"] = _rounded(gain - first[split], generator)
+                record[f"{split}, over the first"] = mean_rounded(gain - first[split], 2)
         first = first or found
         print(json.dumps(record), flush=True)
 
@@ -119,11 +118,6 @@ def _slope(denoise: Denoise, x: Tensor, sigma: Tensor, signs: Tensor) -> tuple[T
     level = expand(sigma.expand(batch), x)
     dimension = x[0].numel()
     return (x - out[:batch].detach()) / level, (dimension - trace) / sigma
-
-
-def _rounded(values: Tensor, generator: torch.Generator) -> list[float]:
-    found = mean_interval(values, generator, 1000)
-    return [round(value, 2) for value in (found.value, found.low, found.high)]
 
 
 if __name__ == "__main__":
