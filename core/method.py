@@ -103,8 +103,7 @@ class RunContext:
         """
         assert self.prior is not None
         self.prior.initialise(moments or self.moments, self.streams.fresh("init.prior"))
-        if self.has_prior:
-            assert self.initial is not None
+        if self.initial is not None and "prior" in self.initial:
             self.initial.load("prior", self.prior)
 
     def initialise_posterior(self) -> None:
@@ -117,8 +116,9 @@ class RunContext:
 
     @property
     def has_prior(self) -> bool:
-        """Whether the prior begins at weights of another run."""
-        return self.initial is not None and "prior" in self.initial
+        """Whether the prior begins as one that is given: another run's, or one that is frozen."""
+        theirs = self.initial is not None and "prior" in self.initial
+        return theirs or (self.prior is not None and self.prior.frozen)
 
     def make(self, kind: str, name: str, **arguments: Any) -> Any:
         """Builds another part by kind and name, such as a solver."""

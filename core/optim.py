@@ -46,8 +46,10 @@ class Trainable:
         self.total_steps = max(total_steps, 1)
         self.updates = 0
         self._named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        # Adam refuses to have nothing, which a frozen module gives it.
+        trained = [p for _, p in self._named] or [nn.Parameter(torch.zeros(0))]
         self.optimizer = torch.optim.Adam(
-            [p for _, p in self._named], lr=config.lr, betas=(0.9, config.beta2), fused=True
+            trained, lr=config.lr, betas=(0.9, config.beta2), fused=True
         )
         self.average = {n: p.detach().clone() for n, p in self._named}
 

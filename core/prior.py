@@ -57,6 +57,8 @@ class Prior(Part, nn.Module, ABC):
     kind: ClassVar[str] = "prior"
     calls: ClassVar[tuple[str, ...]] = ("loss", "nll_bound", "sample")
     """What `forward` dispatches to."""
+    frozen: bool = False
+    """Whether it is given: methods leave its weights alone, and learn a posterior only."""
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__()

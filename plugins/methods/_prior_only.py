@@ -14,6 +14,7 @@ from flowdiff.core import (
     Roles,
     RunContext,
     Trainable,
+    UserError,
     random_rows,
 )
 
@@ -46,6 +47,8 @@ class PriorOnly(Method):
 
     def setup(self, ctx: RunContext) -> None:
         assert ctx.prior is not None
+        if ctx.prior.frozen:
+            raise UserError("prior.frozen: this method learns a prior, and nothing else")
         own = self.config
         self._images = self.images(ctx)
         ctx.initialise_prior(Gaussian.from_images(ctx.space, self._images))

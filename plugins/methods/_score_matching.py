@@ -14,7 +14,7 @@ __all__ = ["score_matching"]
 def score_matching(
     ctx: RunContext, trainable: Trainable, draw: Callable[[], Tensor], steps: int = 1
 ) -> tuple[float, float]:
-    """Updates the prior; the last loss, and the norm of its gradient.
+    """Updates the prior, if it is not frozen; the last loss, and the norm of its gradient.
 
     Args:
         ctx: with a prior.
@@ -23,6 +23,8 @@ def score_matching(
         steps: updates.
     """
     assert ctx.prior is not None
+    if ctx.prior.frozen:
+        return 0.0, 0.0
     ctx.prior.train()
     for _ in range(steps):
         denoising = ctx.prior("loss", draw(), ctx.streams.get("denoising")).mean()

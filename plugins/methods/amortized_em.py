@@ -271,7 +271,9 @@ class AmortizedEM(WithSolver):
             some = ctx.observations[index]
             drawn, _ = self.solver.sample(ctx.prior, some, self.config.chains, generator)
             self._samples[:, index] = drawn
-            self._pool.put(index, self.solver.marginal(ctx.prior, some, drawn, generator)[0])
+            if not ctx.prior.frozen:
+                images, _ = self.solver.marginal(ctx.prior, some, drawn, generator)
+                self._pool.put(index, images)
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         data, nfe = self._expectation(batch, ctx)
@@ -323,11 +325,12 @@ class AmortizedEM(WithSolver):
                 self._samples[:, batch.index] = drawn
                 if own.discrepancy:
                     self._temper(batch.observation, drawn, len(ctx.observations))
-                images, more = self.solver.marginal(ctx.prior, observation, drawn, generator)
-                self._pool.put(batch.index, images)
-                nfe += more
-                if self._toned and moves % _CORRECT_EVERY == 0:
-                    self._pool.correct(ctx.observations, self._samples, generator)
+                if not ctx.prior.frozen:
+                    images, more = self.solver.marginal(ctx.prior, observation, drawn, generator)
+                    self._pool.put(batch.index, images)
+                    nfe += more
+                    if self._toned and moves % _CORRECT_EVERY == 0:
+                        self._pool.correct(ctx.observations, self._samples, generator)
             likelihood = batch.observation.repeat(own.chains).log_likelihood(drawn.flatten(0, 1))
         return -float(likelihood.mean()), float(nfe)
 

@@ -11,9 +11,10 @@ hold per eigendirection of N(μ, S), the Gaussian that was fitted to the measure
     c_{in} = (S + σ^2)^{-1/2}
 
 so that an untrained prior (F = 0) is exactly that Gaussian, and ``precondition=scalar`` (S =
-σ_data² I) is the published EDM. With ``weighting=edm`` the training loss has the published unit
-weight on F's target; the default ``likelihood`` is the weight of the bound, which the posterior is
-trained against.
+σ_data² I) is the published EDM. With ``precondition=none`` the network is D itself, such as a
+denoiser that was trained elsewhere. With ``weighting=edm`` the training loss has the published
+unit weight on F's target; the default ``likelihood`` is the weight of the bound, which the
+posterior is trained against.
 
 The bound of `nll_bound` is that of `flowdiff.plugins.priors._gaussian_bound`.
 
@@ -48,8 +49,13 @@ class EDMPrior(GaussianBound):
         """Settings ``prior.*``; those of the network stand beside them."""
 
         network: str = Field("unet", description="the network, a registered name")
-        precondition: Literal["gaussian", "scalar"] = Field(
-            "gaussian", description="by the fitted covariance, or by one number as published"
+        precondition: Literal["gaussian", "scalar", "none"] = Field(
+            "gaussian",
+            description="by the fitted covariance, or by one number as published; none: the "
+            "network is the denoiser itself and is told σ, for one of your own",
+        )
+        frozen: bool = Field(
+            False, description="leave the network as it is, given or begun with (--init)"
         )
         sigma_min: float = Field(0.03, gt=0, description="smallest noise level")
         sigma_max: float = Field(6.0, gt=0, description="largest noise level")
@@ -78,9 +84,13 @@ class EDMPrior(GaussianBound):
         super().__init__(config, context)
         self.config = config
         channels = self.space.channels
+        inputs = channels if config.precondition == "none" else 2 * channels
         self.network = context.make(
-            "network", config.network, in_channels=2 * channels, out_channels=channels
+            "network", config.network, in_channels=inputs, out_channels=channels
         )
+        self.frozen = config.frozen
+        if self.frozen:
+            self.requires_grad_(False)
         self.gaussian = Gaussian(self.space)
         self.levels = Levels(config)
 
@@ -93,8 +103,11 @@ class EDMPrior(GaussianBound):
         return self.config.sigma_max
 
     def initialise(self, moments: Gaussian, generator: torch.Generator) -> None:
-        """Takes over mean and covariance, or their averages where ``precondition=scalar``."""
-        if self.config.precondition == "gaussian":
+        """Takes over mean and covariance, or their averages where ``precondition=scalar``.
+
+        A denoiser that is given is no Gaussian at first; there they are for the bound.
+        """
+        if self.config.precondition != "scalar":
             self.gaussian.load_state_dict(moments.state_dict())
             return
         level = moments.variances.mean().expand_as(moments.variances)
@@ -102,7 +115,12 @@ class EDMPrior(GaussianBound):
         self.gaussian.assign(mean, level, moments.basis)
 
     def _denoise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return self._preconditioned(x, sigma, sigma.log())
+        if self.config.precondition != "none":
+            return self._preconditioned(x, sigma, sigma.log())
+        s = self.gaussian.variances.to(x.dtype)
+        linear = self.gaussian.analyse(x - self.gaussian.mean) * (s / (s + sigma[:, None] ** 2))
+        denoised = self.network(x, sigma)
+        return linear, self.gaussian.analyse(denoised - self.gaussian.mean) - linear
 
     def loss(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """½‖F − target‖² per image (``weighting=edm``), or the bound up to a constant."""

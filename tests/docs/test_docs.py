@@ -138,6 +138,8 @@ def run(
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             patch.setenv(name, value)
+            if name == "PYTHONPATH":  # which a new process would have read
+                patch.syspath_prepend(str(Path(value).resolve()))
             set_registry(None)
         arguments = words[1:]
         if arguments[:1] == ["run"] and not any(word in arguments for word in ONLY_NAMED):
