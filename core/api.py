@@ -211,6 +211,8 @@ class Run:
             progress.message(f"{setting} = {value:g}, estimated from the measurements")
         session = Session.build(config, registry, measurements_file)
         session.setup_seconds = time.monotonic() - since
+        if session.doubt:
+            progress.message(f"doubtful: {session.doubt}")
         created = cls(RunFolder.create(path, config), registry)
         session.measurements.save(created.folder.measurements_file)
         if session.context.initial is not None:

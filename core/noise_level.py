@@ -20,13 +20,14 @@ from statistics import median
 from torch import Tensor
 
 from .assembly import build_dataset, build_operator
+from .composition import ComposedOperator
 from .config import RunConfig
 from .errors import UserError
 from .measured import MeasuredDataset, MeasuredItem
 from .observation import Observation
 from .registry import Registry
 
-__all__ = ["estimate_level", "with_estimates"]
+__all__ = ["estimate_level", "level_doubt", "with_estimates"]
 
 _LOOKED_AT = 256
 """Measurements that an estimate looks at, at most."""
@@ -34,6 +35,8 @@ _READ = 64 * _LOOKED_AT
 """Windows of larger ones that are read for them, about."""
 _EQUAL = 0.3
 """Share of pixels that may equal their neighbour: a few do where files hold integers."""
+_NEAR = 1.25
+"""A level that was given is doubted where it is that many times the estimate, or the reverse."""
 _LEAST = 8
 """Pixels of a side, at least: below, the finest scale is all that there is."""
 
@@ -71,6 +74,39 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
     chain = [*config.operator[:-1], {**config.operator[-1], key: level}]
     return config.model_copy(
         update={"operator": chain, "estimated": {**config.estimated, path: level}}
+    )
+
+
+def level_doubt(config: RunConfig, train: Observation) -> str:
+    """What speaks against the noise level that was given; empty where nothing does.
+
+    No other check can see a level that is too low: a prior that learns the rest of the noise as
+    part of the images explains the measurements as well.
+
+    Args:
+        config: the configuration.
+        train: measurements that were made elsewhere.
+    """
+    operator = train.operator
+    level = operator.noise.level_setting if isinstance(operator, ComposedOperator) else ""
+    noise = config.operator[-1]
+    name = str(noise["name"])
+    own = any(key.startswith(f"{name}.") for key in train.params)
+    if not level or config.estimated or own or _obstacle(train):
+        return ""
+    given = float(noise[level])
+    found = estimate_level(train.y[:_LOOKED_AT].cpu())
+    if found is None or given / _NEAR < found < given * _NEAR:
+        return ""
+    path = f"op.{name}.{level}"
+    if found < given:
+        return (
+            f"{path} = {given:g} was given, but the measurements look like {found:.2g}: they have "
+            "less than that at their finest scale, where noise is as strong as anywhere"
+        )
+    return (
+        f"{path} = {given:g} was given, but the measurements look like {found:.2g}: either the "
+        "images have so much at their finest scale, or noise will be learned as part of them"
     )
 
 

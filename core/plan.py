@@ -135,6 +135,7 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
     )
     facts = [
         *describe(config),
+        *([("doubtful", session.doubt)] if session.doubt else []),
         ("images", f"{'×'.join(map(str, ctx.space.shape))} in {ctx.space.value_range}"),
         ("measurements", measured),
         ("parameters", sizes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .measurements import Measurements, stored_space
 from .method import Method, MethodState, RunContext
 from .metric import Metric
 from .moments import fit_gaussian
+from .noise_level import level_doubt
 from .random import Streams
 from .registry import Registry
 from .source import Source
@@ -72,6 +74,13 @@ class Session:
     def clean(self) -> Dataset | None:
         """The clean images, for simulation and evaluation only; None where there are none."""
         return self.dataset if isinstance(self.dataset, Dataset) else None
+
+    @cached_property
+    def doubt(self) -> str:
+        """What measurements from elsewhere say against the noise level that was given."""
+        if self.clean is not None:
+            return ""
+        return level_doubt(self.config, self.measurements.train)
 
     @property
     def parameters(self) -> dict[str, int]:

@@ -53,6 +53,7 @@ def summarise(
         "posterior": config.posterior["name"] if config.posterior else None,
         "operator": config.operator,
         "estimated": config.estimated,
+        "doubt": session.doubt or None,
         "init": None if config.init is None else config.init.model_dump(mode="json"),
         "data": config.data["name"],
         "simulated": session.clean is not None,

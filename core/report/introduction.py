@@ -67,6 +67,8 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
         f"{path} = {value:g} was not given, but estimated from the measurements."
         for path, value in (summary.get("estimated") or {}).items()
     ]
+    if summary.get("doubt"):
+        sentences.append(f"Doubtful: {summary['doubt']}.")
     if summary.get("value_range"):
         low, high = summary["value_range"]
         limits = f"[{low:g},{HARD_SPACE}{high:g}]".replace("-", "−")

@@ -138,3 +138,17 @@ def test_an_estimate_in_a_file_is_made_again(files: Path) -> None:
 def test_nothing_is_built_on_a_placeholder(files: Path) -> None:
     with pytest.raises(UserError, match="is not known"):
         Session.build(requested(files), get_registry())
+
+
+@pytest.mark.parametrize(("given", "words"), [(0.14, "less than that"), (0.07, "learned as part")])
+def test_a_level_that_was_given_is_doubted(files: Path, given: float, words: str) -> None:
+    """By 30 and 40 %, either way; not where it is right, nor of simulated data."""
+    build = Session.build
+    wrong = build(requested(files, op__gaussian_noise__sigma=given), get_registry())
+    assert f"{given:g} was given" in wrong.doubt and words in wrong.doubt
+    right = build(requested(files, op__gaussian_noise__sigma=0.1), get_registry())
+    assert right.doubt == ""
+    estimated = with_estimates(requested(files), get_registry())
+    assert build(estimated, get_registry()).doubt == ""
+    simulated = resolve(Request(data="patches", op="gaussian_noise"), get_registry())
+    assert build(simulated, get_registry()).doubt == ""
