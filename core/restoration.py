@@ -40,7 +40,7 @@ from .progress import Progress, SilentProgress
 from .random import Streams
 from .restorer import POSTERIOR, Restorer
 from .session import Session
-from .usual import Usual
+from .usual import MISSED, Usual
 from .windows import Canvas
 
 __all__ = ["FORMATS", "RestoreOptions", "restore_files"]
@@ -177,6 +177,7 @@ def restore_files(
         "measurements": len(names),
         "restored": len(done),
         "flagged": flagged,
+        "explained": sum(not _missed(line) for line in done.values()),
         "problems": problems,
         "usual": usual.to_json(),
         "chi2": sum(line["chi2"] for line in done.values()) / max(len(done), 1),
@@ -283,6 +284,10 @@ class _Work:
                 export_image(self.out / name, values, item.metadata, tiff=options.format == "tiff")
         if len(self.session.context.space.spatial) == 2:
             _preview(self.out / "preview" / f"{item.name}.png", item, found, self.session)
+
+
+def _missed(line: Mapping[str, Any]) -> bool:
+    return any(flag.startswith(MISSED) for flag in line["flags"])
 
 
 def _open(out: Path, settings: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

@@ -21,7 +21,7 @@ from .restorer import Restorer
 from .session import Session
 from .wiener import Wiener, reduced_chi_square
 
-__all__ = ["Usual"]
+__all__ = ["MISSED", "Usual"]
 
 _GROUP = 32
 """Measurements at a time."""
@@ -36,9 +36,10 @@ _LEAST = 8
 
 _POWER = {"chi2": 1 / 3, "nll": 1.0}
 """Of a figure, that makes its spread nearly Gaussian."""
+MISSED = "its restoration misses it by more than noise does"
 _FLAGS = {
     "chi2": (
-        "its restoration misses it by more than noise does",
+        MISSED,
         "its restoration follows it more closely than noise allows",
     ),
     "nll": ("it is unlike the measurements that were learned from", ""),

@@ -107,6 +107,12 @@ def restore(
         typer.echo(f"flagged: {name}")
     if len(flagged) > _NAMED:
         typer.echo(f"and {len(flagged) - _NAMED} more flagged, see {out / 'restoration.jsonl'}")
+    if found["restored"] and not found["explained"]:
+        raise UserError(
+            "the run's model explains none of the measurements: all restorations miss them by "
+            "more than noise does; are units (--set data.range), operator and noise those of the "
+            "run?"
+        )
     if problems:
         first = next(iter(problems.values()))
         more = f" (and {len(problems) - 1} more, see {out / 'restoration.json'})"

@@ -107,7 +107,7 @@ class EMMMPS(WithSolver):
             return
         with self.serving():
             calibration = ctx.streams.get("calibration")
-            some = ctx.prior("sample", wanted, calibration)
+            some = ctx.prior.draw(wanted, calibration)
             self.solver.calibrate(ctx.prior, some, calibration)
 
     def _recall(self, ctx: RunContext) -> Tensor:

@@ -151,6 +151,18 @@ def test_what_the_model_does_not_explain_is_flagged(run: flowdiff.Run, tmp_path:
     assert any("unlike" in text for text in flagged[names[3].stem])
 
 
+def test_measurements_of_another_operator_altogether(
+    run: flowdiff.Run, tmp_path: Path, run_cli: Cli
+) -> None:
+    """Where nothing is explained the exit code says so; the files are there all the same."""
+    inputs = scans(tmp_path / "in", 8, seed=1)
+    words = ["restore", str(run.path), str(inputs), "--out", str(tmp_path / "out"), "-n", "4"]
+    code, out, err = run_cli(*words, "--set", "data.range=[20000,24000]")
+    assert code == 2 and "8 of 8 restored" in out
+    assert len(err.strip().splitlines()) == 1 and "explains none of the measurements" in err
+    assert len(list((tmp_path / "out" / "mean").rglob("*.tif"))) == 8
+
+
 def test_broken_files_are_named_and_the_rest_goes_on(
     run: flowdiff.Run, tmp_path: Path, run_cli: Cli
 ) -> None:
