@@ -56,6 +56,7 @@ from .registry import ComponentRecord, Registry, get_registry
 from .restoration import RestoreOptions, restore_files
 from .restorer import POSTERIOR, Restorer
 from .session import Session
+from .space import ImageSpace
 from .summary import summarise
 
 __all__ = ["Run", "open_run", "resolve_request", "resume", "run"]
@@ -467,13 +468,19 @@ class Run:
         """
         session = self.session
         own: dict[str, Any] = {
-            "shape": session.context.space.shape,
             "range": session.measurements.file_range,
+            **_shape_of(self.config.data, session.context.space),
             **dict(reading or {}),
             "path": Path(inputs),
         }
         if params is not None:
             own["params"] = Path(params)
+        for name in ("crop", "shape", "source"):
+            if name in (reading or {}):
+                raise UserError(
+                    f"data.{name}: the run says how large its images are, and larger measurements "
+                    "are cut by themselves; leave it out"
+                )
         chain, operator = None, None
         if op is not None:
             chain = resolve_operator(op, settings_of(op_settings or {}), self.registry)
@@ -571,6 +578,11 @@ def _same(stored: Mapping[str, Any], config: RunConfig) -> bool:
         return RunConfig(**stored) == config
     except ValidationError:
         return False
+
+
+def _shape_of(data: Mapping[str, Any], space: ImageSpace) -> dict[str, Any]:
+    """How a run's images lie in the files that it restores."""
+    return {"crop": data["crop"]} if data.get("crop") else {"shape": space.shape}
 
 
 def _check_count(name: str, value: int) -> None:

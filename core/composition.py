@@ -89,6 +89,26 @@ class ComposedOperator(ForwardOperator):
         radius = self._noise().support_radius
         return None if radius is None else total + radius
 
+    def check_params(self, params: Params) -> None:
+        for name, part in self._parts().items():
+            part.check_params(_own(params, name))
+
+    @property
+    def border(self) -> int | None:
+        found = 0
+        for _, part in self._chain():
+            if part.support_radius is None:
+                return None
+            cuts = {
+                n - m for n, m in zip(part.domain.shape[1:], part.codomain.shape[1:], strict=True)
+            }
+            cut = cuts.pop() if len(cuts) == 1 else -1
+            if cut < 0 or cut % 2:
+                return None
+            # A map's reach is from its own border on, what is cut off takes of it.
+            found = max(found + part.support_radius - cut // 2, 0)
+        return found if self.space.spatial else None
+
     @property
     def pixel_params(self) -> frozenset[str]:
         return frozenset(

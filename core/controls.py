@@ -44,6 +44,8 @@ def check_controls(config: RunConfig, registry: Registry) -> None:
             "--controls: controls are compared with clean images, and data "
             f"{config.data['name']} has none"
         )
+    if config.prior is not None and config.prior.get("frozen"):
+        raise UserError("--controls: they learn a prior, and this one is given (prior.frozen)")
 
 
 def wanted_controls(folder: RunFolder) -> list[str]:

@@ -163,6 +163,7 @@ def _card(session: Session, summary: Mapping[str, Any] | None, parts: list[str],
     shape = "×".join(map(str, context.space.shape))
     simulated = session.clean is not None
     clean = session.clean_images_used
+    given = context.prior is not None and context.prior.given
     trained = (
         f"Learned by flowdiff {__version__}, method `{config.method['name']}`, "
         f"{context.step:,} steps, seed {config.seed}."
@@ -177,7 +178,7 @@ def _card(session: Session, summary: Mapping[str, Any] | None, parts: list[str],
         f"| images | {shape}, values in {context.space.value_range} |",
         f"| learned from | {len(session.measurements.train):,} measurements"
         + (f" of the data set `{config.data['name']}`, simulated |" if simulated else " |"),
-        f"| clean images used | {clean:,} |",
+        f"| clean images used | {clean:,}{' here; its prior was given' * given} |",
         f"| measured by | {operator_in_words(config.operator)} |",
     ]
     lines += [f"| {label} | {text} |" for label, text in _figures(summary)]

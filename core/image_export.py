@@ -12,7 +12,8 @@ from .image_metadata import ImageMetadata
 
 __all__ = ["export_arrays", "export_image"]
 
-_TIFF_UNITS = ("NONE", "INCH", "CENTIMETER", "MILLIMETER", "MICROMETER")
+_RATIONAL = (1e-6, 1e9)
+"""Resolutions that a TIFF's ratio of two 32-bit numbers can hold."""
 
 
 def export_image(
@@ -42,7 +43,7 @@ def export_image(
     picture = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
     path = path.with_name(f"{path.name}.tif")
     photometric = "minisblack" if len(array) == 1 else "rgb"
-    said = _tiff(metadata or ImageMetadata(), grey=len(array) == 1)
+    said = _tiff(metadata or ImageMetadata())
     tifffile.imwrite(path, np.ascontiguousarray(picture), photometric=photometric, **said)
     return path
 
@@ -66,7 +67,7 @@ def export_arrays(path: Path, arrays: Mapping[str, Tensor], metadata: ImageMetad
         for name, values in arrays.items():
             file[name] = _array(values)
         for name, value in metadata.to_json().items():
-            file.attrs[name] = value
+            file.attrs[name] = value.replace("\0", " ") if isinstance(value, str) else value
     return path
 
 
@@ -77,19 +78,16 @@ def _array(values: Tensor) -> Any:
     return array.astype(np.complex64 if np.iscomplexobj(array) else np.float32)
 
 
-def _tiff(metadata: ImageMetadata, *, grey: bool) -> dict[str, Any]:
-    """Arguments of `tifffile.imwrite`."""
+def _tiff(metadata: ImageMetadata) -> dict[str, Any]:
+    """Arguments of `tifffile.imwrite`: pixels of a centimetre, and the text."""
     said: dict[str, Any] = {}
-    if metadata.resolution is not None:
-        said["resolution"] = metadata.resolution
-        if metadata.unit in _TIFF_UNITS:
-            said["resolutionunit"] = metadata.unit
-        elif grey:
-            # A unit of another name is ImageJ's way to write it, of grey images.
-            own = {"unit": metadata.unit}
-            if metadata.description:
-                own["Info"] = metadata.description
-            return {**said, "imagej": True, "metadata": own}
+    resolution, unit = metadata.per_centimetre, "CENTIMETER"
+    if resolution is None and metadata.unit == "NONE":
+        resolution, unit = metadata.resolution, "NONE"
+    if resolution is not None and all(_RATIONAL[0] < r < _RATIONAL[1] for r in resolution):
+        said |= {"resolution": resolution, "resolutionunit": unit}
     if metadata.description:
-        said |= {"description": metadata.description, "metadata": None}
+        # Bytes, since a string would have to be ASCII.
+        text = metadata.description.replace("\0", " ").encode()
+        said |= {"description": text, "metadata": None}
     return said

@@ -56,4 +56,5 @@ def as_observation(y: Any, params: Mapping[str, Any], operator: ForwardOperator)
         if not torch.isfinite(value).all():
             raise UserError(f"operator parameter {name} holds values that are not finite")
         given[name] = value.to(like.dtype)
+    operator.check_params(given)
     return Observation(measured, given, operator)

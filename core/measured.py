@@ -6,6 +6,7 @@ the bound on held-out measurements, and the proximal test (`flowdiff.core.calibr
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class MeasuredDataset(Source):
         train, heldout = _Sample("train", self.config.n), _Sample("heldout", self.config.n)
         sources, unseen = self.sources, set[int]()
         generator = torch.Generator().manual_seed(derive_seed(0, "dataset.windows"))
-        windows = 0
+        passed = kept_aside = 0
         for number, item in enumerate(self.items(operator)):
             if item.observation is None:
                 raise UserError(item.problem)
@@ -132,9 +133,12 @@ class MeasuredDataset(Source):
                 unseen = _held_out(sources, self.config.heldout)
             some = item.observation
             if sources is None:
-                own = torch.arange(windows, windows + len(some))
-                held = torch.rand(len(some), generator=generator) < self.config.heldout
-                windows += len(some)
+                own = torch.arange(passed, passed + len(some))
+                passed += len(some)
+                # So many of all so far, which of this one at random.
+                count = round(self.config.heldout * passed) - kept_aside
+                kept_aside += count
+                held = torch.randperm(len(some), generator=generator) < count
             else:
                 own = torch.full((len(some),), sources[number])
                 held = torch.full((len(some),), sources[number] in unseen)
@@ -161,6 +165,9 @@ def _held_out(sources: list[int], share: float) -> set[int]:
     return set(members["heldout"].tolist())
 
 
+_SPLITS = {"train": "training set", "heldout": "held-out set"}
+
+
 @dataclass
 class _Sample:
     """A random sample of a stream of measurements, in random order (reservoir by random keys).
@@ -177,27 +184,33 @@ class _Sample:
     def __post_init__(self) -> None:
         seed = derive_seed(0, f"dataset.order.{self.name}")
         self._generator = torch.Generator().manual_seed(seed)
+        self._highest = math.inf
 
     def add(self, observation: Observation, sources: Tensor) -> None:
         """A batch, and the source of each."""
         keys = torch.rand(len(observation), generator=self._generator, dtype=torch.float64)
-        for row, (key, source) in enumerate(zip(keys.tolist(), sources.tolist(), strict=True)):
+        for row in keys.argsort().tolist()[: self.limit]:
+            if float(keys[row]) >= self._highest:
+                break
             # A copy: a row of a batch would keep all of it.
             one = observation[torch.tensor([row])]
-            self._kept.append((key, one, source))
-        if self.limit is not None and len(self._kept) > 2 * self.limit:
-            self._prune()
+            self._kept.append((float(keys[row]), one, int(sources[row])))
+            if self.limit is not None and len(self._kept) > 2 * self.limit:
+                self._prune()
 
     def _prune(self) -> None:
         self._kept.sort(key=lambda entry: entry[0])
         self._kept = self._kept[: self.limit]
+        if self._kept and len(self._kept) == self.limit:
+            self._highest = self._kept[-1][0]
 
     def drawn(self) -> tuple[Observation, Tensor]:
         """The sample, and the source of each, int64 with shape (N,)."""
         self._prune()
         if not self._kept:
             raise UserError(
-                f"there is no {self.name} measurement with anything observed; give more"
+                f"no measurement is left for the {_SPLITS[self.name]}: there are too few, or "
+                "nothing of them was observed; give more"
             )
         _, observations, sources = zip(*self._kept, strict=True)
         return Observation.join(observations), torch.tensor(sources)

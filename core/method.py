@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .errors import UserError
 from .gaussian import Gaussian
 from .initial import Initial
 from .observation import Observation
@@ -102,6 +103,11 @@ class RunContext:
             moments: the Gaussian; None for that of the measurements.
         """
         assert self.prior is not None
+        if self.prior.frozen and not self.has_prior:
+            raise UserError(
+                "prior.frozen: no prior is given; begin with another run's by --init, or bring a "
+                "denoiser with prior.network and prior.precondition=none"
+            )
         self.prior.initialise(moments or self.moments, self.streams.fresh("init.prior"))
         if self.initial is not None and "prior" in self.initial:
             self.initial.load("prior", self.prior)
@@ -116,9 +122,9 @@ class RunContext:
 
     @property
     def has_prior(self) -> bool:
-        """Whether the prior begins as one that is given: another run's, or one that is frozen."""
+        """Whether the prior begins as one that was learned: by another run, or elsewhere."""
         theirs = self.initial is not None and "prior" in self.initial
-        return theirs or (self.prior is not None and self.prior.frozen)
+        return theirs or (self.prior is not None and self.prior.given)
 
     def make(self, kind: str, name: str, **arguments: Any) -> Any:
         """Builds another part by kind and name, such as a solver."""

@@ -80,8 +80,8 @@ def with_estimates(config: RunConfig, registry: Registry) -> RunConfig:
 def level_doubt(config: RunConfig, train: Observation) -> str:
     """What speaks against the noise level that was given; empty where nothing does.
 
-    No other check can see a level that is too low: a prior that learns the rest of the noise as
-    part of the images explains the measurements as well.
+    Other checks need not see a level that is too low: a prior that learns the rest of the noise
+    as part of the images explains the measurements as well.
 
     Args:
         config: the configuration.

@@ -95,6 +95,19 @@ class OperatorPart(Part, nn.Module, ABC):
         """
         return {}
 
+    def check_params(self, params: Params) -> None:
+        """Refuses given parameters that mean nothing, such as a noise level of 0.
+
+        Their names and shapes are right, and their values finite.
+
+        Args:
+            params: ω of a batch.
+
+        Raises:
+            UserError: what is wrong, and what to do.
+        """
+        return
+
     @property
     def support_radius(self) -> int | None:
         """Pixels beyond which an input cannot reach an output.
@@ -248,6 +261,17 @@ class ForwardOperator(OperatorPart):
     @abstractmethod
     def gaussian(self) -> bool:
         """Whether the noise is additive, Gaussian and independent of x."""
+
+    @property
+    def border(self) -> int | None:
+        """Pixels at the border of y that depend on what lies outside of the image.
+
+        None where all do, or where y has no pixels that lie on those of the image.
+        """
+        given, made = self.space.spatial, self.codomain.shape[1:]
+        if not given or self.support_radius is None or given != made:
+            return None
+        return self.support_radius
 
     @property
     def gives_images(self) -> bool:

@@ -58,7 +58,9 @@ class Prior(Part, nn.Module, ABC):
     calls: ClassVar[tuple[str, ...]] = ("loss", "nll_bound", "sample")
     """What `forward` dispatches to."""
     frozen: bool = False
-    """Whether it is given: methods leave its weights alone, and learn a posterior only."""
+    """Whether methods leave its weights alone, and learn a posterior only."""
+    given: bool = False
+    """Whether it was learned elsewhere, from what is not known here."""
 
     def __init__(self, config: PartConfig, context: BuildContext) -> None:
         super().__init__()

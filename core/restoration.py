@@ -50,6 +50,8 @@ Format = Literal["tiff", "npy", "hdf5"]
 FORMATS: tuple[Format, ...] = ("tiff", "npy", "hdf5")
 _GROUP = 32
 """Measurements, or windows, at a time."""
+_MOST_OVERLAP = 0.9
+"""There a pixel is seen by a hundred windows."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ class RestoreOptions:
         for q in self.quantiles:
             if not 0 < q < 1:
                 raise UserError(f"quantile {q:g}: it must lie between 0 and 1")
-        if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap={self.overlap:g}: a share of a window's width, below 1")
+        if not 0 <= self.overlap <= _MOST_OVERLAP:
+            raise UserError(
+                f"overlap={self.overlap:g}: a share of a window's width, {_MOST_OVERLAP:g} at most"
+            )
         if self.format not in FORMATS:
             raise UserError(f"format {self.format}: take {', '.join(FORMATS)}")
 
@@ -134,7 +138,7 @@ def restore_files(
     )
     some = None
     if first is not None and first.observation is not None:
-        some = replace(first.observation.to(device), operator=operator)
+        some = replace(first.observation[:_GROUP].to(device), operator=operator)
     with session.method.serving(), torch.no_grad():
         restorer = Restorer.of(session, options.solver, options.settings, options.seed, some)
     done, before = _open(out, settings)
@@ -152,7 +156,6 @@ def restore_files(
             contents = {item.name: _content(item) for item in todo}
             if any(done.get(name, {}).get("content") != own for name, own in contents.items()):
                 generator = Streams(options.seed, device).fresh(f"restore.{number}")
-                lines = []
                 for item, figures in work.restore(todo, generator, (passed, len(names))):
                     if figures is None:
                         problems[item.name] = (
@@ -160,10 +163,9 @@ def restore_files(
                         )
                         continue
                     own = {"name": item.name, "content": contents[item.name]}
-                    lines.append({**own, **figures})
-                log.write("".join(json.dumps(line) + "\n" for line in lines))
-                log.flush()
-                done |= {line["name"]: line for line in lines}
+                    done[item.name] = {**own, **figures}
+                    log.write(json.dumps(done[item.name]) + "\n")
+                    log.flush()
             passed += len(group)
             progress.advance(passed, {})
         progress.end()
@@ -211,14 +213,11 @@ class _Work:
             generator: source of the draws.
             passed: how many measurements were passed before, and how many there are.
         """
-        each = [item.observation for item in items if item.observation is not None]
-        observation = replace(
-            Observation.join(each).to(self.session.context.device), operator=self.operator
-        )
-        if items[0].windows is not None:
-            yield items[0], self._windowed(items[0], observation, generator, passed)
+        if items and items[0].windows is not None:
+            yield items[0], self._windowed(items[0], generator, passed)
             return
-        x, figures = self._draw(observation, generator)
+        each = [item.observation for item in items if item.observation is not None]
+        x, figures = self._draw(Observation.join(each), generator)
         for row, item in enumerate(items):
             own, keep = x[:, row], self.options.samples
             found = Estimates.of(own, self.options.quantiles, keep)
@@ -231,13 +230,12 @@ class _Work:
     def _windowed(
         self,
         item: MeasuredItem,
-        observation: Observation,
         generator: torch.Generator,
         passed: tuple[int, int],
     ) -> dict[str, Any] | None:
         """One measurement, a group of windows at a time."""
-        windows = item.windows
-        assert windows is not None
+        windows, observation = item.windows, item.observation
+        assert windows is not None and observation is not None
         self.progress.end()
         self.progress.begin(f"restoring {item.name}, windows", len(windows))
         found = WindowedEstimates(windows, self.options.quantiles, self.options.samples)
@@ -254,13 +252,14 @@ class _Work:
             return None
         self._write(item, estimates)
         line = self.usual.judge(figures)
-        far_out = [list(windows.corners[number]) for number in line["far_out"]]
-        return {**line, "far_out": far_out}
+        far_out = [list(windows.corners[number]) for number in line.get("far_out", [])]
+        return {**line, "windows": len(windows), "far_out": far_out}
 
     def _draw(
         self, observation: Observation, generator: torch.Generator
     ) -> tuple[Tensor, list[dict[str, float]]]:
         """Samples (n, B, C, *spatial) on the CPU, and the figures of each measurement."""
+        observation = replace(observation.to(self.session.context.device), operator=self.operator)
         x = self.restorer(observation, self.options.n, generator)
         found = self.usual.figures(observation, x)
         rows = range(len(observation))

@@ -71,6 +71,7 @@ def summarise(
         },
         "watch": _watch(session),
         "clean_images_used": session.clean_images_used,
+        "given_prior": session.context.prior is not None and session.context.prior.given,
         **figures,
         "cost": cost,
     }

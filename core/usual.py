@@ -19,7 +19,7 @@ from .observation import Observation
 from .random import Streams
 from .restorer import Restorer
 from .session import Session
-from .wiener import Wiener, reduced_chi_square
+from .wiener import Wiener, whitened_squares
 
 __all__ = ["MISSED", "Usual"]
 
@@ -31,6 +31,10 @@ _MOST_BY_SOLVER = 32
 """The same where each costs a solver's evaluations."""
 _FAR = 3e-5
 """Chance of a figure that has a Gaussian spread to lie so far on one side that it is flagged."""
+_RARE = 1e-3
+"""Chance that as many windows of a usual measurement are far out as of one that is flagged."""
+_ENOUGH = 0.5
+"""Share of what is usually observed that a window must have to be judged by what is usual."""
 _LEAST = 8
 """Held-out measurements that can tell what is usual, at least."""
 
@@ -60,6 +64,8 @@ class Usual:
     """Of them, how many are far above and far below what is usual, by figure."""
     count: int
     """Held-out measurements that tell it; 0 where nothing is known."""
+    entries: float
+    """Observed of one of them, in the mean."""
 
     @classmethod
     def of(
@@ -77,7 +83,7 @@ class Usual:
         """
         context, figures = session.context, _Figures(session, some)
         if figures.operator is not context.operator:
-            return cls(figures, {}, {}, 0)
+            return cls(figures, {}, {}, 0, 0.0)
         few = _MOST if restorer.solver is None else _MOST_BY_SOLVER
         held = session.measurements.heldout[:few].to(context.device)
         generator = Streams(seed, context.device).fresh("restore.usual")
@@ -85,9 +91,11 @@ class Usual:
         for start in range(0, len(held), _GROUP):
             part = held[start : start + _GROUP]
             for name, values in figures(part, restorer(part, n, generator)).items():
-                found.setdefault(name, []).extend(value ** _POWER[name] for value in values)
+                found.setdefault(name, []).extend(value ** _POWER.get(name, 1) for value in values)
         own = {name: torch.tensor(v, dtype=torch.float64) for name, v in found.items()}
-        usual = cls(figures, {name: _spread(v) for name, v in own.items()}, {}, len(held))
+        entries = float(own.pop("entries").mean())
+        spreads = {name: _spread(v) for name, v in own.items()}
+        usual = cls(figures, spreads, {}, len(held), entries)
         for name, v in own.items():
             above, below = usual._far(name, v)
             usual.far_out[name] = (len(above), len(below))
@@ -99,25 +107,37 @@ class Usual:
         One is flagged where it lies far out; several where more of them do than chance would have
         it, since of many usual windows some do. ``far_out`` has their numbers.
         """
-        names = windows[0].keys()
+        telling = [
+            number
+            for number, window in enumerate(windows)
+            if window["entries"] > 0 and window["entries"] >= _ENOUGH * self.entries
+        ]
+        seen = sum(window["entries"] for window in windows)
+        if not seen:
+            return {"chi2": 0.0, "flags": ["nothing of it was observed"]}
         line: dict[str, Any] = {
-            name: sum(window[name] for window in windows) / len(windows) for name in names
+            "chi2": sum(window["chi2"] * window["entries"] for window in windows) / seen
         }
+        if "nll" in windows[0]:
+            line["nll"] = sum(window["nll"] for window in windows) / len(windows)
         flags, numbers = [], set[int]()
-        for name in names if self.deviations is not None else ():
-            own = torch.tensor([window[name] ** _POWER[name] for window in windows])
+        for name in line if self.deviations is not None and telling else ():
+            own = torch.tensor([windows[number][name] for number in telling]).double()
             for text, usual, found in zip(
-                _FLAGS[name], self.far_out[name], self._far(name, own.double()), strict=True
+                _FLAGS[name],
+                self.far_out[name],
+                self._far(name, own ** _POWER[name]),
+                strict=True,
             ):
                 if not text or not found:
                     continue
-                numbers |= set(found)
+                numbers |= {telling[row] for row in found}
                 if len(windows) == 1:
                     flags.append(text)
-                elif self._chance(len(found), len(windows), usual) < _FAR:
+                elif self._chance(len(found), len(telling), usual) < _RARE:
                     flags.append(f"{text}, in {len(found)} of {len(windows)} windows")
-        several = {"windows": len(windows), "far_out": sorted(numbers)}
-        return {**line, "flags": flags, **(several if len(windows) > 1 else {})}
+        several = {"far_out": sorted(numbers)} if len(windows) > 1 else {}
+        return {**line, "flags": flags, **several}
 
     def _far(self, name: str, values: Tensor) -> tuple[list[int], list[int]]:
         """Which of some figures, to their power, are far above and far below what is usual."""
@@ -177,8 +197,10 @@ class _Figures:
 
     def __call__(self, observation: Observation, x: Tensor) -> dict[str, list[float]]:
         """Of each of B measurements, from samples (n, B, C, *spatial)."""
-        chi2 = torch.stack([reduced_chi_square(observation, draw) for draw in x]).mean(0)
-        found = {"chi2": chi2.tolist()}
+        squares = [whitened_squares(observation, draw) for draw in x]
+        seen = squares[0][1].sum(1)
+        chi2 = torch.stack([square.sum(1) for square, _ in squares]).mean(0) / seen.clamp_min(1)
+        found = {"chi2": chi2.tolist(), "entries": seen.tolist()}
         if exact_wiener(self.context.moments, self.operator):
             nll = gaussian_nll(self.wiener(observation), observation, self.context.moments)
             found["nll"] = nll.tolist()

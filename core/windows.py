@@ -68,22 +68,20 @@ class Tiling:
         Raises:
             UserError: it has none, with the reason.
         """
-        given, made = operator.space.spatial, operator.codomain.shape[1:]
-        radius = operator.support_radius
-        if not given or radius is None:
+        border = operator.border
+        if border is None:
             raise UserError(
-                "the operator looks at the whole image, or differs from place to place, so a "
-                "window of a measurement is no measurement of a window"
+                "the operator looks at the whole image, changes the resolution, or differs from "
+                "place to place, so a window of a measurement is no measurement of a window"
             )
-        margins = {(n - m) / 2 for n, m in zip(given, made, strict=True)}
-        margin = margins.pop()
-        if margins or margin < 0 or margin != int(margin):
-            raise UserError("measurements have another resolution than images, so no windows")
-        if margin < radius:
+        if border:
             raise UserError(
-                f"the operator reaches {radius} pixels beyond a window; keep what does not depend "
-                "on them: put +interior behind it, before a mask or noise"
+                f"what lies outside of a window reaches {border} pixels into its measurement; "
+                "keep what does not depend on it: put +interior behind the blurs, before a mask "
+                "or noise"
             )
+        made = operator.codomain.shape[1:]
+        margin = (operator.space.spatial[0] - made[0]) // 2
         pattern = operator.draw_params((1, *operator.space.shape), torch.Generator())
         for name in sorted(operator.pixel_params):
             if tuple(pattern[name].shape[-len(made) :]) != tuple(made):
@@ -91,7 +89,7 @@ class Tiling:
                     f"operator parameter {name} lies on pixels that a window does not measure; "
                     "put +interior before it"
                 )
-        return cls(tuple(made), int(margin))
+        return cls(tuple(made), margin)
 
     def covering(self, spatial: Sequence[int], overlap: float) -> Windows:
         """Windows that cover a measurement, neighbours sharing that part of their width or more.
@@ -124,7 +122,8 @@ class Tiling:
         pairs = list(zip(spatial, self.size, strict=True))
         if any(length < size for length, size in pairs):
             raise UserError(
-                f"it has {_size(spatial)} pixels, fewer than a window, {_size(self.size)}"
+                f"it has {_size(spatial)} pixels, fewer than a window, {_size(self.size)}; leave "
+                "it out, or learn smaller images"
             )
         return pairs
 

@@ -23,6 +23,7 @@ from flowdiff.core import (
     NoiseModel,
     Params,
     PartConfig,
+    UserError,
     randn,
     sum_observed,
 )
@@ -86,6 +87,13 @@ class GaussianNoise(NoiseModel):
             size = (shape[0], 1, *shape[2:]) if len(shape) > 2 else shape
         u = torch.rand(size, generator=generator, device=generator.device)
         return {"sigma": (self.sigma * (self.sigma_max / self.sigma) ** u).to(device)}
+
+    def check_params(self, params: Params) -> None:
+        if self.sigma_max is not None and not bool((params["sigma"] > 0).all()):
+            raise UserError(
+                "gaussian_noise.sigma must be above 0 everywhere; mask what was not measured, and "
+                "give any positive number there"
+            )
 
     def _sigma(self, clean: Tensor, params: Params) -> Tensor:
         """σ in the real dtype of `clean`, with a shape that broadcasts with it."""

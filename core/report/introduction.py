@@ -60,6 +60,8 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
         learned,
         f"The known measurement process: {operator_in_words(summary['operator'])}.",
     ]
+    if summary.get("given_prior"):
+        sentences.append("Its prior was given; what that has seen is not known here.")
     if summary.get("init"):
         began = summary["init"]
         sentences.append(f"It began with the {words(began['parts'])} of {began['run']}.")

@@ -120,15 +120,18 @@ class MeasuredFiles:
                 yield Entry(file, part, value)
 
     def _of_archive(self, rows: Any) -> Iterator[Entry]:
+        """Rows of an archive that can be iterated over; what cannot be read ends it."""
         import numpy as np
 
-        for row in range(len(rows)):
-            try:
-                values = np.asarray(rows[row])
-            except OSError as error:
-                yield Entry(self.files[0], row, None, _unreadable(self.files[0], error))
-            else:
-                yield Entry(self.files[0], row, values)
+        row = 0
+        try:
+            for values in rows:
+                yield Entry(self.files[0], row, np.asarray(values))
+                row += 1
+        except OSError as error:
+            problem = _unreadable(self.files[0], error)
+            for missing in range(row, len(rows)):
+                yield Entry(self.files[0], missing, None, problem)
 
     @cached_property
     def parts(self) -> list[tuple[Path, int | None]]:
@@ -160,18 +163,36 @@ def _sorted(folder: Path) -> list[Path]:
     return sorted(image_files(folder), key=lambda file: file.relative_to(folder).as_posix())
 
 
+@dataclass(frozen=True)
+class _HDF5Rows:
+    """Rows of a data set, read when wanted; the file is open only then."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __iter__(self) -> Iterator[Any]:
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            stored = file[self.name]
+            for row in range(len(self)):
+                yield stored[row]
+
+
 def _stack(path: Path) -> Any:
     """The array of all measurements in an archive; rows of NPY and HDF5 are read when wanted."""
-    import h5py
     import numpy as np
 
     if path.suffix.lower() in HDF5:
-        try:
-            # Open as long as its rows are wanted.
-            file = h5py.File(path, "r")
-        except OSError as error:
-            raise UserError(_unreadable(path, error)) from error
-        arrays = {name: v for name, v in file.items() if isinstance(v, h5py.Dataset)}
+        arrays = _hdf5_rows(path)
     elif path.suffix.lower() == ".npy":
         try:
             arrays = {_SINGLE: np.load(path, mmap_mode="r", allow_pickle=False)}
@@ -190,6 +211,20 @@ def _stack(path: Path) -> Any:
     if not len(arrays[name]):
         raise UserError(f"{path} holds no measurement: {name} has shape {arrays[name].shape}")
     return arrays[name]
+
+
+def _hdf5_rows(path: Path) -> dict[str, Any]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return {
+                name: _HDF5Rows(path, name, tuple(value.shape))
+                for name, value in file.items()
+                if isinstance(value, h5py.Dataset)
+            }
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from error
 
 
 def _unreadable(path: Path, error: Exception) -> str:

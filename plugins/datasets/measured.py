@@ -55,6 +55,9 @@ from ._measured_files import Entry, MeasuredFiles, as_image, fitted, parameters
 
 __all__ = ["Measured", "MeasuredFilesConfig"]
 
+_WINDOWS = 1024
+"""Windows that are brought to image units at a time."""
+
 
 class MeasuredFilesConfig(MeasuredConfig):
     """Settings of measured data."""
@@ -198,7 +201,9 @@ class Measured(MeasuredDataset):
         if entry.values.dtype.kind not in "buifc":
             raise UserError(f"{entry.name} holds {dtype} values; give numbers")
         values, windows = fitted(entry.values, wanted), None
-        if values is None:
+        # Windows of larger measurements are put together in their size, so one window is too.
+        alike = overlap is not None and self.settings.crop is not None
+        if values is None or alike:
             values = as_image(entry.values, wanted)
             if values is None or (self.settings.crop is None and overlap is None):
                 crop = "cut larger ones by data.crop" if values is not None else "set data.shape"
@@ -210,22 +215,50 @@ class Measured(MeasuredDataset):
             windows = _windows(entry, values.shape[1:], operator, overlap)
         complete = complex if values.dtype.kind == "c" else float
         y = torch.from_numpy(values.astype(complete))[None]
-        if windows is not None:
-            y = windows.cut(y[0])
-            params = _cut(params, windows, operator, entry)
+        if windows is None:
+            return self._one(entry, y, operator, params), None
+        params = _cut(params, windows, operator, entry)
+        cut = windows.cut(y[0])
+        # In float64 a few at a time: there may be many.
+        found = Observation.join(
+            [
+                self._one(entry, cut[some], operator, {k: v[some] for k, v in params.items()})
+                for some in (slice(i, i + _WINDOWS) for i in range(0, len(windows), _WINDOWS))
+            ]
+        )
+        if overlap is not None:
+            return found, windows
+        observed = operator.observed(params)
+        if observed is not None:
+            # A window in which nothing was observed says nothing.
+            found = found[observed.flatten(1).any(1).expand(len(found))]
+        return found, None
+
+    def _one(
+        self, entry: Entry, y: Tensor, operator: ForwardOperator, params: dict[str, Tensor]
+    ) -> Observation:
+        """Measurements of the operator's own shape, in file values, as they are in image units.
+
+        Raises:
+            UserError: values or parameters that mean nothing.
+        """
+        pattern = operator.draw_params((1, *operator.space.shape), torch.Generator())
+        for name, like in pattern.items():
+            if params[name].shape[1:] != like.shape[1:]:
+                raise UserError(
+                    f"{entry.name}: its {name} has shape {_shape(tuple(params[name].shape[1:]))}, "
+                    f"and {_shape(tuple(like.shape[1:])) or 'a number'} is needed"
+                )
         observed = operator.observed(params)
         if observed is not None:
             # Whatever a file has where nothing was observed, often NaN.
             y = torch.where(observed, y, torch.zeros_like(y))
         if not torch.isfinite(y).all():
             raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
-        found = as_observation(self._to_units(y, operator, params), params, operator)
-        if overlap is not None or windows is None:
-            return found, windows
-        if observed is not None:
-            # A window in which nothing was observed says nothing.
-            found = found[observed.flatten(1).any(1).expand(len(found))]
-        return found, None
+        try:
+            return as_observation(self._to_units(y, operator, params), params, operator)
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
 
     def _parameters(self, operator: ForwardOperator) -> dict[str, Tensor]:
         """Those of the file, by their full names."""
@@ -256,8 +289,10 @@ class Measured(MeasuredDataset):
                 raise UserError(
                     f"{file}: {key} is of {len(value)} measurements, and there are {count}"
                 )
-            native = value.astype(value.dtype.newbyteorder("="))
-            found[name] = torch.from_numpy(native).to(like.dtype)
+            native = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+            if name in operator.pixel_params and native.ndim == like.ndim - 1:
+                native = native[:, None]  # maps without an axis of channels
+            found[name] = native.to(like.dtype)
         return found
 
     def _to_units(self, y: Tensor, operator: ForwardOperator, params: dict[str, Tensor]) -> Tensor:
@@ -307,7 +342,7 @@ def _cut(
     for name, value in params.items():
         if name not in operator.pixel_params:
             own[name] = value.expand(len(windows), *value.shape[1:])
-        elif value.shape[-len(windows.spatial) :] != windows.spatial:
+        elif value.shape[2:] != windows.spatial:
             raise UserError(
                 f"{entry.name} has {_shape(windows.spatial)} pixels, and its {name} "
                 f"{_shape(tuple(value.shape[1:]))}"

@@ -48,7 +48,9 @@ class PriorOnly(Method):
     def setup(self, ctx: RunContext) -> None:
         assert ctx.prior is not None
         if ctx.prior.frozen:
-            raise UserError("prior.frozen: this method learns a prior, and nothing else")
+            raise UserError(
+                "prior.frozen: this method learns a prior and nothing else; leave it out"
+            )
         own = self.config
         self._images = self.images(ctx)
         ctx.initialise_prior(Gaussian.from_images(ctx.space, self._images))

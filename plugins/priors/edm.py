@@ -34,7 +34,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from flowdiff.core import BuildContext, Gaussian, PartConfig, probability_flow, randn
+from flowdiff.core import (
+    BuildContext,
+    Gaussian,
+    PartConfig,
+    UserError,
+    probability_flow,
+    randn,
+)
 
 from ._gaussian_bound import GaussianBound
 from ._levels import Levels
@@ -88,7 +95,7 @@ class EDMPrior(GaussianBound):
         self.network = context.make(
             "network", config.network, in_channels=inputs, out_channels=channels
         )
-        self.frozen = config.frozen
+        self.frozen, self.given = config.frozen, config.precondition == "none"
         if self.frozen:
             self.requires_grad_(False)
         self.gaussian = Gaussian(self.space)
@@ -107,12 +114,22 @@ class EDMPrior(GaussianBound):
 
         A denoiser that is given is no Gaussian at first; there they are for the bound.
         """
+        if self.given and not self._says_something(generator):
+            raise UserError(
+                "prior.precondition=none takes the network for a denoiser that was learned "
+                "elsewhere, and prior.network gives nothing but zeros; name one of your own"
+            )
         if self.config.precondition != "scalar":
             self.gaussian.load_state_dict(moments.state_dict())
             return
         level = moments.variances.mean().expand_as(moments.variances)
         mean = moments.mean.mean().expand_as(moments.mean)
         self.gaussian.assign(mean, level, moments.basis)
+
+    @torch.no_grad()
+    def _says_something(self, generator: torch.Generator) -> bool:
+        x = randn((1, *self.space.shape), generator, self.gaussian.mean.device)
+        return bool(self.network(x, x.new_full((1,), self.sigma_max)).any())
 
     def _denoise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.precondition != "none":

@@ -91,12 +91,25 @@ def test_the_bound_of_a_given_denoiser_is_its_density(tmp_path: Path) -> None:
     assert float(bound - exact) == pytest.approx(0, abs=0.15)
 
 
-def test_what_learns_a_prior_only_refuses_one_that_is_frozen(
-    tmp_path: Path, run_cli: Callable[..., Any]
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "oracle"], "prior.frozen: this method learns a prior"),
+        (["--controls"], "this one is given (prior.frozen)"),
+        (["--set", "prior.network=unet"], "gives nothing but zeros"),
+        (
+            ["--set", "prior.network=unet", "--set", "prior.precondition=gaussian"],
+            "no prior is given",
+        ),
+    ],
+)
+def test_refused(
+    more: list[str], message: str, tmp_path: Path, run_cli: Callable[..., Any]
 ) -> None:
     words = [word for key, value in OWN.items() for word in ("--set", f"{key}={value}")]
     code, _, err = run_cli(
         "run", "--data", "gaussian", "--op", "gaussian_noise", "--prior", "edm", *words,
-        "--method", "oracle", "--out", str(tmp_path / "run"),
+        *more, "--out", str(tmp_path / "run"),
     )  # fmt: skip
-    assert code == 2 and "prior.frozen" in err and len(err.strip().splitlines()) == 1
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

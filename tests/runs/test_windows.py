@@ -202,14 +202,14 @@ def test_a_large_set_is_sampled_while_it_is_read(tmp_path: Path) -> None:
     apart: Any = build_dataset(windows, get_registry())
     divided = apart.measurements(operator)
     assert len(divided.train) + len(divided.heldout) == 1000
-    assert 150 < len(divided.heldout) < 250
+    assert len(divided.heldout) == 200
     assert len(divided.sources.unique()) == len(divided.train)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--op", "gaussian_blur"], "put +interior behind it"),
+        (["--op", "gaussian_blur"], "put +interior behind the blurs"),
         (["--op", "fourier_mask"], "looks at the whole image"),
         (["--op", "gaussian_noise", "--set", "data.crop=60"], "fewer than a window, 60×60"),
         (["--op", "gaussian_blur+interior", "--set", "data.crop=8"], "leaves nothing of 8×8"),
@@ -229,6 +229,12 @@ def test_what_cannot_be_cut(
     assert not (tmp_path / "run").exists()
 
 
+def windows_of(folder: Path) -> dict[str, Any]:
+    """One file with four windows."""
+    np.save(folder / "four.npy", np.random.default_rng(0).random((1, 1, 16, 16)))
+    return {"name": "measured", "path": folder / "four.npy", "crop": 8}
+
+
 def test_a_run_whose_operator_has_no_windows(tmp_path: Path) -> None:
     """Larger measurements are refused by name, not cut wrongly."""
     run = flowdiff.run(
@@ -239,6 +245,105 @@ def test_a_run_whose_operator_has_no_windows(tmp_path: Path) -> None:
     )
     np.save(tmp_path / "y.npy", np.zeros((1, 20, 20), "float32"))
     found = run.restore_files(tmp_path / "y.npy", tmp_path / "out", options=RestoreOptions(n=2))
-    assert "put +interior behind it" in found["problems"]["y-00000"]
+    assert "put +interior behind the blurs" in found["problems"]["y-00000"]
     with pytest.raises(UserError, match="overlap=1"):
         RestoreOptions(overlap=1.0)
+    few: Any = build_dataset({**windows_of(tmp_path), "source": "window"}, get_registry())
+    operator = build_operator([{"name": "gaussian_noise"}], few.space, get_registry())
+    assert len(few.measurements(operator).heldout) == 1
+
+
+def test_a_file_of_one_window_keeps_its_size(run: flowdiff.Run, tmp_path: Path) -> None:
+    """As larger ones do; the margin of its image is thrown away with theirs."""
+    (tmp_path / "new").mkdir()
+    for name, size in (("exact", (8, 8)), ("larger", (9, 8))):
+        tifffile.imwrite(tmp_path / "new" / f"{name}.tif", np.full(size, 21000, "uint16"))
+    run.restore_files(tmp_path / "new", tmp_path / "out", options=RestoreOptions(n=2))
+    for name, size in (("exact", (8, 8)), ("larger", (9, 8))):
+        assert tifffile.imread(tmp_path / "out" / "mean" / f"{name}.tif").shape == size
+
+
+@pytest.mark.parametrize("name", ["crop", "shape", "source"])
+def test_a_run_says_how_large_its_images_are(name: str, run: flowdiff.Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"data.{name}: the run says"):
+        run.restore_files(tmp_path, tmp_path / "out", reading={name: 8})
+
+
+def test_what_was_not_observed_is_not_judged(tmp_path: Path) -> None:
+    """A hole larger than windows: they say nothing of χ², and are no reason for a flag."""
+    rng = np.random.default_rng(0)
+
+    def measured(count: int, side: int, hole: int) -> dict[str, Any]:
+        x = 0.5 * gaussian_filter(rng.normal(size=(count, 1, side, side)), (0, 0, 1, 1))
+        mask = rng.random(x.shape) < 0.8
+        mask[..., :hole, :hole] = False
+        y = x + 0.1 * rng.normal(size=x.shape)
+        return {"y": np.where(mask, y, np.nan).astype("float32"), "mask": mask}
+
+    for name, found in (("learn", measured(120, 8, 0)), ("new", measured(2, 32, 20))):
+        np.savez(tmp_path / f"{name}.npz", **found)
+    run = flowdiff.run(
+        measurements=tmp_path / "learn.npz",
+        params=tmp_path / "learn.npz",
+        op="random_mask",
+        method="gaussian_fit",
+        out=tmp_path / "run",
+        settings={"op.gaussian_noise.sigma": 0.1, "eval.n_posterior": 4},
+    )
+    new = tmp_path / "new.npz"
+    options = RestoreOptions(n=16)
+    found = run.restore_files(new, tmp_path / "out", params=new, options=options)
+    assert found["flagged"] == [] and found["chi2"] == pytest.approx(1, abs=0.1)
+    # Maps without an axis of channels, and of a wrong size.
+    arrays = dict(np.load(new))
+    np.savez(tmp_path / "flat.npz", y=arrays["y"], mask=arrays["mask"][:, 0])
+    flat = tmp_path / "flat.npz"
+    again = run.restore_files(flat, tmp_path / "flat", params=flat, options=options)
+    assert again["chi2"] == found["chi2"]
+    np.savez(tmp_path / "bad.npz", y=arrays["y"], mask=arrays["mask"][..., :9, :9])
+    bad = run.restore_files(new, tmp_path / "bad", params=tmp_path / "bad.npz", options=options)
+    assert "random_mask.mask 1×9×9" in bad["problems"]["new-00000"]
+
+
+def test_any_description_and_unit_is_no_reason_to_lose_an_image(
+    run: flowdiff.Run, tmp_path: Path
+) -> None:
+    """Of TIFF in other alphabets, with units of ImageJ's, and nonsense; colours keep theirs too."""
+    (tmp_path / "new").mkdir()
+    image = np.full((20, 20), 21000, "uint16")
+    said: dict[str, dict[str, Any]] = {
+        "greek": {"description": "laser 5 µW".encode(), "metadata": None},
+        "imagej": {"imagej": True, "resolution": (2.0, 2.0), "metadata": {"unit": "um"}},
+        "ome": {
+            "ome": True,
+            "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "axes": "YX"},
+        },
+        "huge": {"resolution": (4e9, 4e9), "resolutionunit": "MICROMETER"},
+    }
+    for name, own in said.items():
+        tifffile.imwrite(tmp_path / "new" / f"{name}.tif", image, **own)
+    for written in ("tiff", "hdf5"):
+        options = RestoreOptions(n=2, format=written)
+        found = run.restore_files(tmp_path / "new", tmp_path / written, options=options)
+        assert found["restored"] == 4
+    for name in ("imagej", "ome"):
+        with tifffile.TiffFile(tmp_path / "tiff" / "mean" / f"{name}.tif") as file:
+            tags = file.pages[0].tags
+            top, bottom = tags.valueof("XResolution")
+            assert (
+                top / bottom == pytest.approx(20000) and int(tags.valueof("ResolutionUnit")) == 3
+            )
+    with tifffile.TiffFile(tmp_path / "tiff" / "mean" / "greek.tif") as file:
+        assert file.pages[0].description == "laser 5 µW"
+
+
+def test_an_archive_is_open_only_while_it_is_read(tmp_path: Path) -> None:
+    """So that an instrument may go on writing to it."""
+    with h5py.File(tmp_path / "y.h5", "w") as file:
+        file["y"] = np.zeros((6, 1, 5, 5), "float32")
+    settings = {"name": "measured", "path": tmp_path / "y.h5"}
+    data: Any = build_dataset(settings, get_registry())
+    operator = build_operator([{"name": "gaussian_noise"}], data.space, get_registry())
+    assert len(list(data.items(operator))) == 6
+    with h5py.File(tmp_path / "y.h5", "a") as file:
+        file["more"] = np.zeros(3)

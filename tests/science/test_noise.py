@@ -11,7 +11,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flowdiff.core import BuildContext, ImageSpace, NoiseModel, get_registry, intensity
+from flowdiff.core import (
+    BuildContext,
+    ImageSpace,
+    NoiseModel,
+    UserError,
+    get_registry,
+    intensity,
+)
 from flowdiff.operators.laplace import LaplaceNoise
 from flowdiff.operators.noise import GaussianNoise
 from flowdiff.operators.poisson import PoissonNoise
@@ -382,6 +389,9 @@ def test_a_sigma_for_each_pixel(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(noise.variance(clean, params), sigma.double() ** 2)
     features = noise.param_features(params)
     assert features.shape[1] == noise.feature_channels and features.shape[2:] == sigma.shape[2:]
+    params["sigma"][3].fill_(0)
+    with pytest.raises(UserError, match="must be above 0"):
+        noise.check_params(params)
     with pytest.raises(ValueError, match="needs sigma_max"):
         GaussianNoise.Config(per_pixel=True)
 

@@ -68,16 +68,22 @@ def test_interior_behind_a_mask_or_before() -> None:
 @pytest.mark.parametrize(
     ("chain", "settings", "words"),
     [
-        ("gaussian_blur+gaussian_noise", {}, r"reaches 4 pixels.*\+interior"),
+        ("gaussian_blur+gaussian_noise", {}, r"reaches 3 pixels.*\+interior"),
+        ("interior+gaussian_blur+gaussian_noise", {"interior": {"margin": 3}}, "reaches 3"),
+        (
+            "gaussian_blur+interior+defocus_blur+gaussian_noise",
+            {"interior": {"margin": 5}},
+            "reaches",
+        ),
         ("fourier_mask+gaussian_noise", {}, "looks at the whole image"),
         ("random_mask+gaussian_noise", {"random_mask": {"fixed": True}}, "from place to place"),
         ("downsample+gaussian_noise", {}, "whole image"),
-        ("gaussian_blur+interior+gaussian_noise", {"interior": {"margin": 2}}, "reaches 4"),
+        ("gaussian_blur+interior+gaussian_noise", {"interior": {"margin": 2}}, "reaches 1"),
     ],
 )
 def test_what_has_no_windows(chain: str, settings: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Tiling.of(operator(chain, 16, **settings))
+        Tiling.of(operator(chain, 16, **{"gaussian_blur": {"sigma": 0.7}, **settings}))
 
 
 @pytest.mark.parametrize(
