@@ -308,7 +308,7 @@ def test_what_was_not_observed_is_not_judged(tmp_path: Path) -> None:
 def test_any_description_and_unit_is_no_reason_to_lose_an_image(
     run: flowdiff.Run, tmp_path: Path
 ) -> None:
-    """Of TIFF in other alphabets, with units of ImageJ's, and nonsense; colours keep theirs too."""
+    """Of TIFF in other alphabets, with ImageJ's and OME's units, and nonsense."""
     (tmp_path / "new").mkdir()
     image = np.full((20, 20), 21000, "uint16")
     said: dict[str, dict[str, Any]] = {
