@@ -46,6 +46,7 @@ REFUSED = (
                 "downsample",
                 "fourier_mask",
                 "gaussian_blur",
+                "interior",
                 "kernel_blur",
                 "motion_blur",
             ),

@@ -138,6 +138,8 @@ def _context(operator: Any, gaussian: Gaussian, clean: Tensor | None, y: Any) ->
 class StubPrior(torch.nn.Module):
     """A prior that remembers what it is asked to learn."""
 
+    frozen = given = False
+
     def __init__(self, space: ImageSpace) -> None:
         super().__init__()
         self.space, self.weight = space, torch.nn.Parameter(torch.zeros(()))

@@ -188,6 +188,7 @@ def test_each_map_takes_images(name: str) -> None:
 
 REFUSED_VECTORS = [
     "downsample", "fourier_mask", "gaussian_blur", "motion_blur", "defocus_blur", "kernel_blur",
+    "interior",
 ]  # fmt: skip
 REFUSED_COMPLEX = ["fourier_mask", "motion_blur", "defocus_blur", "kernel_blur", "matrix"]
 

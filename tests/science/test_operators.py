@@ -370,7 +370,12 @@ def test_malformed_chains_are_refused(op: str, message: str) -> None:
 def test_an_operator_without_noise_gets_the_default_one() -> None:
     config = resolve(Request(op="gaussian_blur"), get_registry())
     assert config.operator_name == "gaussian_blur+gaussian_noise"
-    assert config.operator[1] == {"name": "gaussian_noise", "sigma": 0.2, "sigma_max": None}
+    assert config.operator[1] == {
+        "name": "gaussian_noise",
+        "sigma": 0.2,
+        "sigma_max": None,
+        "per_pixel": False,
+    }
 
 
 def test_a_chain_that_is_not_affine_says_so() -> None:

@@ -103,7 +103,12 @@ def test_another_name_leaves_the_file_settings() -> None:
 
 def test_a_default_noise_is_added() -> None:
     last = resolved(op="gaussian_blur").operator[-1]
-    assert last == {"name": "gaussian_noise", "sigma": 0.2, "sigma_max": None}
+    assert last == {
+        "name": "gaussian_noise",
+        "sigma": 0.2,
+        "sigma_max": None,
+        "per_pixel": False,
+    }
 
 
 def test_settings_of_the_python_api() -> None:
