@@ -80,7 +80,8 @@ def _array(values: Tensor) -> Any:
 
 def _tiff(metadata: ImageMetadata) -> dict[str, Any]:
     """Arguments of `tifffile.imwrite`: pixels of a centimetre, and the text."""
-    said: dict[str, Any] = {}
+    # A name that ends in .ome does not make it a file of OME's, with identifiers of its own.
+    said: dict[str, Any] = {"ome": False}
     resolution, unit = metadata.per_centimetre, "CENTIMETER"
     if resolution is None and metadata.unit == "NONE":
         resolution, unit = metadata.resolution, "NONE"

@@ -32,8 +32,8 @@ def run(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Your own measurements, a folder or an NPY, NPZ or HDF5 file, instead of a data "
-            "set that is measured in simulation.",
+            help="Your own measurements, a folder or an NPY, NPZ, HDF5 or TIFF file, instead of a "
+            "data set that is measured in simulation.",
         ),
     ] = None,
     params: Annotated[
@@ -243,6 +243,10 @@ def _headline(summary: dict[str, Any]) -> None:
         )
 
 
+_OFF = 0.1
+"""Of χ² from 1, that is said aloud."""
+
+
 def _measured(summary: dict[str, Any]) -> None:
     """What is known without clean images."""
     chi2 = (summary["measurement_space"].get("chi2") or {}).get("posterior")
@@ -252,4 +256,9 @@ def _measured(summary: dict[str, Any]) -> None:
             f"χ² of posterior samples of {held:,} held-out measurements: {chi2['value']:.3f} "
             f"[{chi2['low']:.3f}, {chi2['high']:.3f}], 1 is right"
         )
+        if chi2["low"] > 1 + _OFF or chi2["high"] < 1 - _OFF:
+            how = "miss them by more" if chi2["low"] > 1 else "follow them more closely"
+            typer.echo(
+                f"they {how} than noise does: is the operator right, was training long enough?"
+            )
     typer.echo("no clean images are known; flowdiff eval tests what measurements can tell")

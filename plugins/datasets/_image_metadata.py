@@ -65,7 +65,8 @@ def _of_tiff(path: Path) -> ImageMetadata:
                 )
             if file.is_ome and file.ome_metadata:
                 return _of_ome(file.ome_metadata) or ImageMetadata(resolution, name)
-            text = "" if file.is_shaped else str(tags.valueof("ImageDescription", ""))
+            # What tifffile writes of the shape comes second, or alone.
+            text = "" if page.description.startswith('{"shape":') else page.description
             return ImageMetadata(resolution, name if resolution else "NONE", text)
     except TiffFileError:
         return ImageMetadata()

@@ -78,19 +78,18 @@ class MeasuredFiles:
     """
 
     def __init__(self, path: Path | None) -> None:
-        option = "--measurements"
         if path is None:
-            raise UserError(f"which measurements? give {option} PATH")
+            raise UserError("which measurements? give --measurements PATH")
         path = path.expanduser()
         self.alone = path.is_file()
         if self.alone and path.suffix.lower() not in ARCHIVES | EXTENSIONS:
-            raise UserError(f"{option} {path}: give a folder, or {_endings(ARCHIVES)}")
+            raise UserError(f"{path}: give a folder, or {_endings(ARCHIVES)}")
         if not self.alone and not path.is_dir():
-            raise UserError(f"{option} {path} does not exist; give a folder or an archive")
+            raise UserError(f"{path} does not exist; give measurements, a folder or an archive")
         self.top = path.parent if self.alone else path
         self.files = [path] if self.alone else _sorted(path)
         if not self.files:
-            raise UserError(f"{option} {path} holds no measurement ({_endings(EXTENSIONS)})")
+            raise UserError(f"{path} holds no measurement ({_endings(EXTENSIONS)})")
 
     @cached_property
     def _rows(self) -> Any | None:

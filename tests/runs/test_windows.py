@@ -313,8 +313,9 @@ def test_any_description_and_unit_is_no_reason_to_lose_an_image(
     image = np.full((20, 20), 21000, "uint16")
     said: dict[str, dict[str, Any]] = {
         "greek": {"description": "laser 5 µW".encode(), "metadata": None},
+        "shaped": {"description": "as tifffile writes it"},
         "imagej": {"imagej": True, "resolution": (2.0, 2.0), "metadata": {"unit": "um"}},
-        "ome": {
+        "plate.ome": {
             "ome": True,
             "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "axes": "YX"},
         },
@@ -325,16 +326,19 @@ def test_any_description_and_unit_is_no_reason_to_lose_an_image(
     for written in ("tiff", "hdf5"):
         options = RestoreOptions(n=2, format=written)
         found = run.restore_files(tmp_path / "new", tmp_path / written, options=options)
-        assert found["restored"] == 4
-    for name in ("imagej", "ome"):
+        assert found["restored"] == 5
+    for name in ("imagej", "plate.ome"):
         with tifffile.TiffFile(tmp_path / "tiff" / "mean" / f"{name}.tif") as file:
             tags = file.pages[0].tags
             top, bottom = tags.valueof("XResolution")
-            assert (
-                top / bottom == pytest.approx(20000) and int(tags.valueof("ResolutionUnit")) == 3
-            )
-    with tifffile.TiffFile(tmp_path / "tiff" / "mean" / "greek.tif") as file:
-        assert file.pages[0].description == "laser 5 µW"
+            assert top / bottom == pytest.approx(20000)
+            assert int(tags.valueof("ResolutionUnit")) == 3
+            assert not file.is_ome
+    for name, text in (("shaped", "as tifffile writes it"), ("greek", "laser 5 µW")):
+        with tifffile.TiffFile(tmp_path / "tiff" / "mean" / f"{name}.tif") as file:
+            assert file.pages[0].description == text
+        with h5py.File(tmp_path / "hdf5" / "arrays" / f"{name}.h5") as file:
+            assert file.attrs["description"] == text
 
 
 def test_an_archive_is_open_only_while_it_is_read(tmp_path: Path) -> None:
