@@ -28,7 +28,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "gaussian": ("DENSE_LIMIT", "Gaussian", "SeparableDCT", "dct_matrix"),
     "hookspecs": ("hookimpl",),
     "image_metadata": ("ImageMetadata",),
-    "intake": ("as_observation",),
+    "intake": ("as_observation", "as_params"),
     "measured": ("MeasuredConfig", "MeasuredDataset", "MeasuredItem"),
     "radiometry": ("intensity", "needs_intensities"),
     "linearisation": ("jacobian",),
@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .hookspecs import hookimpl as hookimpl
     from .image_metadata import ImageMetadata as ImageMetadata
     from .intake import as_observation as as_observation
+    from .intake import as_params as as_params
     from .linearisation import jacobian as jacobian
     from .measured import MeasuredConfig as MeasuredConfig
     from .measured import MeasuredDataset as MeasuredDataset

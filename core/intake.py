@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .errors import UserError
 from .observation import Observation
 from .operator import ForwardOperator
 
-__all__ = ["as_observation"]
+__all__ = ["as_observation", "as_params"]
 
 
 def as_observation(y: Any, params: Mapping[str, Any], operator: ForwardOperator) -> Observation:
@@ -37,7 +38,17 @@ def as_observation(y: Any, params: Mapping[str, Any], operator: ForwardOperator)
     measured = measured.to(spec.dtype)
     if not torch.isfinite(measured).all():
         raise UserError("the measurements hold values that are not finite")
-    count = len(measured)
+    return Observation(measured, as_params(params, len(measured), operator), operator)
+
+
+def as_params(
+    params: Mapping[str, Any], count: int, operator: ForwardOperator
+) -> dict[str, Tensor]:
+    """Operator parameters ω of so many measurements, in the operator's own types.
+
+    Raises:
+        UserError: shapes, names or values that do not fit the operator.
+    """
     pattern = operator.draw_params((count, *operator.space.shape), torch.Generator())
     if set(params) != set(pattern):
         expected = ", ".join(sorted(pattern)) or "none"
@@ -57,4 +68,4 @@ def as_observation(y: Any, params: Mapping[str, Any], operator: ForwardOperator)
             raise UserError(f"operator parameter {name} holds values that are not finite")
         given[name] = value.to(like.dtype)
     operator.check_params(given)
-    return Observation(measured, given, operator)
+    return given

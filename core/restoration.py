@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,11 +43,10 @@ from .session import Session
 from .usual import MISSED, Usual
 from .windows import Canvas
 
-__all__ = ["FORMATS", "RestoreOptions", "restore_files"]
+__all__ = ["RestoreOptions", "restore_files"]
 
 SCHEMA = 2
-Format = Literal["tiff", "npy", "hdf5"]
-FORMATS: tuple[Format, ...] = ("tiff", "npy", "hdf5")
+_FORMATS = ("tiff", "npy", "hdf5")
 _GROUP = 32
 """Measurements, or windows, at a time."""
 _MOST_OVERLAP = 0.9
@@ -78,7 +77,7 @@ class RestoreOptions:
     solver: str = POSTERIOR
     settings: Mapping[str, Any] = field(default_factory=dict)
     overlap: float = 0.5
-    format: Format = "tiff"
+    format: str = "tiff"
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -92,8 +91,8 @@ class RestoreOptions:
             raise UserError(
                 f"overlap={self.overlap:g}: a share of a window's width, {_MOST_OVERLAP:g} at most"
             )
-        if self.format not in FORMATS:
-            raise UserError(f"format {self.format}: take {', '.join(FORMATS)}")
+        if self.format not in _FORMATS:
+            raise UserError(f"format {self.format}: take {', '.join(_FORMATS)}")
 
 
 def restore_files(

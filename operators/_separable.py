@@ -23,12 +23,14 @@ _CUTOFF = 1e-6
 
 
 class Separable(DeterministicMap):
-    """Base: a subclass gives the matrices, of all samples or one per sample."""
+    """Base: a subclass fixes the matrices of all samples, or gives one per sample."""
 
     linear = True
+    _fixed = False
 
     def set_matrices(self, matrices: list[Tensor]) -> None:
         """Fixes one matrix (n', n) per axis for all samples; for constructors."""
+        self._fixed = True
         for axis, matrix in enumerate(matrices):
             inverse = torch.linalg.pinv(matrix, rtol=_CUTOFF)
             self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
@@ -36,10 +38,13 @@ class Separable(DeterministicMap):
 
     @abstractmethod
     def matrix(self, axis: int, params: Params) -> Tensor:
-        """The matrix of a spatial axis: (n', n), or (B, n', n)."""
+        """The matrix of a spatial axis: (n', n), here the fixed one, or (B, n', n)."""
+        return self.get_buffer(f"matrix_{axis}")
 
     def inverse(self, axis: int, params: Params) -> Tensor:
         """Its pseudo-inverse: (n, n'), or (B, n, n')."""
+        if self._fixed:
+            return self.get_buffer(f"inverse_{axis}")
         return torch.linalg.pinv(self.matrix(axis, params), rtol=_CUTOFF)
 
     def _along(self, x: Tensor, matrices: list[Tensor]) -> Tensor:

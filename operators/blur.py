@@ -86,13 +86,8 @@ class GaussianBlur(Separable):
 
     def matrix(self, axis: int, params: Params) -> Tensor:
         if self.range is None:
-            return self.get_buffer(f"matrix_{axis}")
+            return super().matrix(axis, params)
         return self._band(self.space.spatial[axis], params["sigma"])
-
-    def inverse(self, axis: int, params: Params) -> Tensor:
-        if self.range is None:
-            return self.get_buffer(f"inverse_{axis}")
-        return super().inverse(axis, params)
 
     @property
     def feature_channels(self) -> int:

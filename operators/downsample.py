@@ -84,7 +84,4 @@ class Downsample(Separable):
         return
 
     def matrix(self, axis: int, params: Params) -> Tensor:
-        return self.get_buffer(f"matrix_{axis}")
-
-    def inverse(self, axis: int, params: Params) -> Tensor:
-        return self.get_buffer(f"inverse_{axis}")
+        return super().matrix(axis, params)

@@ -70,10 +70,7 @@ class Interior(Separable):
         return 0
 
     def matrix(self, axis: int, params: Params) -> Tensor:
-        return self.get_buffer(f"matrix_{axis}")
-
-    def inverse(self, axis: int, params: Params) -> Tensor:
-        return self.get_buffer(f"inverse_{axis}")
+        return super().matrix(axis, params)
 
 
 def _margin(config: Interior.Config, context: BuildContext) -> int:

@@ -78,15 +78,13 @@ def restore(
     from flowdiff.core.config import parse_settings
     from flowdiff.core.errors import UserError
     from flowdiff.core.progress import ConsoleProgress
-    from flowdiff.core.restoration import FORMATS, RestoreOptions
+    from flowdiff.core.restoration import RestoreOptions
 
     given: dict[str, dict[str, Any]] = {"data": {}, "solver": {}, "op": {}}
     for path, value in parse_settings(setting or [], tuple(given), "restore"):
         scope, _, key = path.partition(".")
         given[scope][path if scope == "op" else key] = value
     quantiles = tuple(quantile or (0.05, 0.95))
-    if written not in FORMATS:
-        raise UserError(f"--format {written}: take {', '.join(FORMATS)}")
     options = RestoreOptions(
         n, samples, quantiles, seed, solver, given["solver"], overlap, written
     )

@@ -47,6 +47,7 @@ from flowdiff.core import (
     UserError,
     Windows,
     as_observation,
+    as_params,
 )
 
 from ._image_files import check_range, full_range
@@ -165,6 +166,7 @@ class Measured(MeasuredDataset):
         if self.settings.crop:
             Tiling.of(operator)  # what has no windows is refused before a file is read
         params = self._parameters(operator)
+        last, said = None, ImageMetadata()
         for number, entry in enumerate(self._files):
             name = self._files.name(entry.file, entry.part)
             own = {name: value[number : number + 1] for name, value in params.items()}
@@ -173,8 +175,9 @@ class Measured(MeasuredDataset):
             except UserError as error:
                 yield MeasuredItem(name, None, str(error))
             else:
-                # Training has no use for it, and reading it takes time.
-                said = ImageMetadata() if overlap is None else image_metadata(entry.file)
+                # Training has no use for it, and pages of a file have the same.
+                if overlap is not None and entry.file != last:
+                    last, said = entry.file, image_metadata(entry.file)
                 yield MeasuredItem(name, observation, windows=windows, metadata=said)
 
     def to_files(self, x: Tensor) -> Tensor:
@@ -242,13 +245,10 @@ class Measured(MeasuredDataset):
         Raises:
             UserError: values or parameters that mean nothing.
         """
-        pattern = operator.draw_params((1, *operator.space.shape), torch.Generator())
-        for name, like in pattern.items():
-            if params[name].shape[1:] != like.shape[1:]:
-                raise UserError(
-                    f"{entry.name}: its {name} has shape {_shape(tuple(params[name].shape[1:]))}, "
-                    f"and {_shape(tuple(like.shape[1:])) or 'a number'} is needed"
-                )
+        try:
+            params = as_params(params, len(y), operator)
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
         observed = operator.observed(params)
         if observed is not None:
             # Whatever a file has where nothing was observed, often NaN.

@@ -91,11 +91,11 @@ class EDMPrior(GaussianBound):
         super().__init__(config, context)
         self.config = config
         channels = self.space.channels
-        inputs = channels if config.precondition == "none" else 2 * channels
+        self.frozen, self.given = config.frozen, config.precondition == "none"
+        inputs = channels if self.given else 2 * channels
         self.network = context.make(
             "network", config.network, in_channels=inputs, out_channels=channels
         )
-        self.frozen, self.given = config.frozen, config.precondition == "none"
         if self.frozen:
             self.requires_grad_(False)
         self.gaussian = Gaussian(self.space)
@@ -132,7 +132,7 @@ class EDMPrior(GaussianBound):
         return bool(self.network(x, x.new_full((1,), self.sigma_max)).any())
 
     def _denoise(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.precondition != "none":
+        if not self.given:
             return self._preconditioned(x, sigma, sigma.log())
         s = self.gaussian.variances.to(x.dtype)
         linear = self.gaussian.analyse(x - self.gaussian.mean) * (s / (s + sigma[:, None] ** 2))
