@@ -30,6 +30,7 @@ __all__ = [
     "build_prior",
     "check_metrics",
     "factory_of",
+    "with_nested",
 ]
 
 
@@ -181,7 +182,7 @@ class Assembly:
         operator = build_operator(config.operator, space, registry)
         context = BuildContext(space, operator, factory=factory_of(registry))
         name = str(config.method["name"])
-        method_class, method_config, context = _with_nested(
+        method_class, method_config, context = with_nested(
             "method", config.method, context, registry
         )
         _require(method_class, name, method_config, context)
@@ -224,17 +225,25 @@ def _trainable(
 ) -> Part:
     if settings is None:
         raise UserError(f"the method needs a {kind}; name one with --{kind}")
-    cls, config, place = _with_nested(kind, settings, context, registry)
+    cls, config, place = with_nested(kind, settings, context, registry)
     _require(cls, str(settings["name"]), config, place)
     with seeded(derive_seed(seed, f"init.{kind}")):
         part: Part = cls(config, place)
     return part
 
 
-def _with_nested(
+def with_nested(
     kind: str, settings: Mapping[str, Any], context: BuildContext, registry: Registry
 ) -> tuple[Any, Any, BuildContext]:
-    """A part's class, its own configuration, and a context that configures the parts it makes."""
+    """A part's class, its own configuration, and a context that configures the parts it makes.
+
+    Args:
+        kind: of the part.
+        settings: every setting of it, and ``name``; those of the parts that it chooses beside
+            them.
+        context: where it will live.
+        registry: where parts are found.
+    """
     flat = dict(settings)
     cls: Any = registry.load(kind, str(flat.pop("name")))
     nested = {

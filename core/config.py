@@ -33,6 +33,7 @@ __all__ = [
     "read_config",
     "resolve",
     "resolve_operator",
+    "resolve_part",
     "settings_of",
     "to_yaml",
     "validate",
@@ -686,6 +687,23 @@ def _operator_parts(
     if issubclass(classes[-1], DeterministicMap):
         chain.append((DEFAULT_NOISE, dict(listed).get(DEFAULT_NOISE, {})))
     return chain
+
+
+def resolve_part(
+    registry: Registry, kind: str, name: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All settings of one part and of the parts that it chooses, flat, with its ``name``.
+
+    Args:
+        registry: where parts are found.
+        kind: of the part.
+        name: of the part.
+        settings: those that are not at their defaults.
+
+    Raises:
+        UserError: an unknown setting, or a value that does not fit.
+    """
+    return _resolve_part(registry, kind, name, kind, "standard", {}, settings, _Suggestion())
 
 
 def _full_names(

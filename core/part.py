@@ -42,12 +42,17 @@ class Part:
 
     `nested_defaults` holds, by such a field, settings of the part that it chooses by default where
     they differ from that part's own defaults: ``{"solver": {"moves": 2}}``.
+
+    `exempt` names laws of its contract that a part is not meant to keep, with the reason:
+    ``{"posterior": "guidance is an approximation"}``. ``flowdiff plugins check`` shows and counts
+    them.
     """
 
     kind: ClassVar[str]
     Config: ClassVar[type[PartConfig]] = PartConfig
     nested: ClassVar[Mapping[str, str]] = {}
     nested_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    exempt: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def compatible(cls, config: Any, context: BuildContext) -> tuple[bool, str]:

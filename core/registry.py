@@ -246,6 +246,14 @@ class Registry:
             self._classes[key] = _load(record)
         return self._classes[key]
 
+    def copy(self) -> Registry:
+        """Another one with the same parts: what is added to it by hand is not added here."""
+        other = Registry(self.rules)
+        other.__dict__.update(packages=self.packages)
+        other._session = dict(self._session)
+        other._classes = dict(self._classes)
+        return other
+
     def register(self, kind: str, name: str, cls: type[Any]) -> None:
         """Adds a class by hand, for a notebook or a test.
 

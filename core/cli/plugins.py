@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .check import check_components
 from .table import print_table
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(name="plugins", help="Show the installed components.")
+app = typer.Typer(name="plugins", help="Show, check and begin components.")
+app.command("check")(check_components)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

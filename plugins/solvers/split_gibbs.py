@@ -170,7 +170,8 @@ class SplitGibbs(CalibratedSolver):
             nfe += own.reverse_steps
         x = population.resample(x, generator, at_least=1.0)
         order = torch.randperm(count, generator=generator, device=generator.device)[:n]
-        return x.unflatten(0, (count, batch))[order.to(x.device)], nfe
+        # Particles that are not returned were drawn for those that are.
+        return x.unflatten(0, (count, batch))[order.to(x.device)], math.ceil(nfe * count / n)
 
     @torch.no_grad()
     def marginal(

@@ -1,4 +1,7 @@
-"""registry.yaml against the code: what it says is there, and what is there it says."""
+"""registry.yaml against the code: what it says is there, and what is there it says.
+
+What any package has to keep is in tests/contracts/test_bundled.py.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,7 @@ import pytest
 import yaml
 
 import flowdiff
-from flowdiff.core import (
-    DeterministicMap,
-    DiffusionPrior,
-    NoiseModel,
-    Part,
-    PartConfig,
-    get_registry,
-)
+from flowdiff.core import Part, get_registry
 from flowdiff.core.registry import ComponentRecord
 
 ROOT = Path(flowdiff.__file__).parent
@@ -46,8 +42,6 @@ def test_component_loads_and_is_of_its_kind(record: ComponentRecord) -> None:
     cls = load(record)
     assert cls.kind == record.kind
     assert not inspect.isabstract(cls)
-    assert issubclass(cls.Config, PartConfig)
-    assert inspect.getdoc(cls)
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=named)
@@ -59,50 +53,9 @@ def test_names_follow_from_each_other(record: ComponentRecord) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=named)
-def test_every_setting_is_described(record: ComponentRecord) -> None:
-    for name, field in load(record).Config.model_fields.items():
-        assert field.description, f"{name} has no description"
-
-
-@pytest.mark.parametrize("record", RECORDS, ids=named)
-def test_presets_name_settings(record: ComponentRecord) -> None:
-    config = load(record).Config
-    for preset, values in config.presets.items():
-        assert preset in ("quick", "large")
-        config.model_validate(dict(values))
-
-
-@pytest.mark.parametrize("record", RECORDS, ids=named)
 def test_summary_is_one_plain_phrase(record: ComponentRecord) -> None:
     assert 10 < len(record.summary) <= 90
     assert not record.summary.endswith(".")
-
-
-@pytest.mark.parametrize("record", RECORDS, ids=named)
-def test_capabilities_are_those_of_the_class(record: ComponentRecord) -> None:
-    cls, said = load(record), set(record.capabilities)
-    found: dict[str, bool] = {}
-    if record.kind == "operator":
-        is_map = issubclass(cls, DeterministicMap)
-        found = {
-            "map": is_map,
-            "noise": issubclass(cls, NoiseModel),
-            "linear": is_map and cls.linear,
-            "adjoint": is_map and cls.adjoint is not DeterministicMap.adjoint,
-            "pseudo_inverse": is_map and cls.pseudo_inverse is not DeterministicMap.pseudo_inverse,
-            "gaussian": issubclass(cls, NoiseModel) and cls.gaussian,
-        }
-    elif record.kind == "prior":
-        found = {"denoise": issubclass(cls, DiffusionPrior)}
-    elif record.kind == "posterior":
-        found = {"density": cls.has_density}
-    elif record.kind == "method":
-        found = {
-            "prior": cls.roles.prior,
-            "posterior": cls.roles.posterior,
-            "needs_clean": cls.needs_clean,
-        }
-    assert {name: name in said for name in found} == found
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,0 +1,131 @@
+"""Checks everything that a package provides, or one name of it."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from flowdiff.core.api import run
+from flowdiff.core.discovery import Package
+from flowdiff.core.errors import PluginError, UserError
+from flowdiff.core.hooks import HookWarning
+from flowdiff.core.registry import ComponentRecord, Registry
+
+from .check import Checked, check, kinds_with_laws
+from .law import Finding
+
+__all__ = ["check_name"]
+
+
+def check_name(
+    registry: Registry,
+    name: str,
+    kind: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Iterator[Checked]:
+    """What comes of a component, or of each part of a package, one by one.
+
+    Args:
+        registry: where they are known.
+        name: of a package (a distribution), or of a component, perhaps as ``package:name``.
+        kind: of the component; given, `name` is never a package.
+        settings: of the component.
+        shape: the only image shape to try.
+
+    Raises:
+        UserError: there is no such name, or settings are given for a whole package.
+    """
+    package = _package(registry, name) if kind is None and ":" not in name else None
+    if package is None:
+        for record in registry.lookup(name, kind):
+            yield _checked(registry, record, settings, shape)
+        return
+    if settings:
+        raise UserError(
+            f"--set is for one component, and {name} is a package; name one of its components"
+        )
+    yield from _everything(registry, package, shape)
+
+
+def _package(registry: Registry, name: str) -> Package | None:
+    wanted = canonicalize_name(name)
+    return next((p for p in registry.packages if canonicalize_name(p.name) == wanted), None)
+
+
+def _everything(
+    registry: Registry, package: Package, shape: tuple[int, ...] | None
+) -> Iterator[Checked]:
+    if package.state != "ok" or package.manifest is None:
+        finding = Finding(
+            "manifest",
+            "the manifest can be read, and fits this flowdiff and what is installed",
+            "broken",
+            f"{package.state}: {package.reason}",
+            "see docs/plugins.md, The manifest",
+        )
+        yield Checked("package", package.name, str(package), (finding,))
+        return
+    for record in registry.records():
+        if record.package == package:
+            yield _checked(registry, record, None, shape)
+    if package.manifest.hooks is not None:
+        yield _hooks(package)
+
+
+def _checked(
+    registry: Registry,
+    record: ComponentRecord,
+    settings: Mapping[str, Any] | None,
+    shape: tuple[int, ...] | None,
+) -> Checked:
+    if record.kind not in kinds_with_laws():
+        return Checked(
+            record.kind, record.name, str(record.package), problem=f"no laws of {record.kind} yet"
+        )
+    try:
+        return check(record.kind, record.qualified, settings, shape, registry)
+    except PluginError as error:
+        finding = Finding(
+            "loads",
+            "the target can be imported, and is a class of its kind's contract",
+            "broken",
+            str(error),
+            "a module that is not in the package, or a class of another base",
+        )
+        return Checked(record.kind, record.name, str(record.package), (finding,))
+
+
+def _hooks(package: Package) -> Checked:
+    """A run of a few steps with the package's hooks."""
+    says = "every hook is known, and none raises in a short run"
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(
+            op="gaussian_noise",
+            method="naive",
+            prior="gaussian",
+            data="gaussian",
+            out=Path(folder) / "run",
+            hooks=[package.name],
+            settings={
+                "data.shape": [1, 4, 4],
+                "data.n": 40,
+                "train.steps": 3,
+                "train.batch_size": 8,
+                "eval.metrics": [],
+                "eval.bootstrap": 20,
+                "op.gaussian_noise.sigma": 0.3,
+            },
+        )
+    told = [str(w.message) for w in caught if issubclass(w.category, HookWarning)]
+    finding = Finding("hooks", says, "kept", "a run of 3 steps")
+    if told:
+        cause = "a misspelt hook or argument, or a service that is not there"
+        finding = Finding("hooks", says, "broken", "; ".join(told), cause)
+    return Checked("hooks", package.name, str(package), (finding,), ("a run of 3 steps",))

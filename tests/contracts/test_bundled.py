@@ -1,0 +1,42 @@
+"""Every bundled component keeps the laws that are asked of a stranger's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowdiff.core import get_registry
+from flowdiff.core.registry import ComponentRecord
+from flowdiff.testing import check
+from tests.matrix.cells import FILES
+
+RECORDS = [record for record in get_registry().records() if record.package.name == "flowdiff"]
+NEEDS_FILES = {"celeba", "cifar10", "folder", "measured", "mnist"}
+"""Data that is not here: tests/unit/test_torchvision_loaders.py and others write small files."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.kind}-{r.name}")
+def test_component_keeps_its_laws(record: ComponentRecord, tmp_path: Path) -> None:
+    shape, settings = None, {}
+    if record.name in FILES:
+        shape = (1, 8, 8)
+        settings = FILES[record.name](tmp_path, shape)
+    found = check(record.kind, record.name, settings, shape)
+    if record.kind == "dataset" and record.name in NEEDS_FILES:
+        assert found.problem and not found.findings
+        return
+    assert not found.problem
+    assert not [(f.law, f.detail) for f in found.findings if f.status == "broken"]
+    assert found.count("kept") >= 3
+
+
+def test_only_recall_asks_for_an_exemption() -> None:
+    registry = get_registry()
+    exempt = {
+        (record.name, law)
+        for record in RECORDS
+        for law in registry.load(record.kind, record.name).exempt
+    }
+    assert exempt == {("recall", "sees-noise")}

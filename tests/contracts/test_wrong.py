@@ -1,0 +1,91 @@
+"""Each law fails for the component that breaks it, and says which law and by how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flowdiff.testing import check
+
+from . import wrong
+
+RIGHT = {
+    "operator": [wrong.Shift, wrong.White, wrong.Laplacian],
+    "posterior": [wrong.Scaled],
+    "prior": [wrong.White2],
+    "network": [wrong.Told],
+    "solver": [wrong.Exact],
+    "method": [wrong.SampledEM],
+    "dataset": [wrong.Blobs],
+    "metric": [wrong.Distance],
+}
+WRONG: list[tuple[str, type[Any], str, str]] = [
+    ("operator", wrong.TransposedAdjoint, "adjoint", "⟨A x, y⟩ = "),
+    ("operator", wrong.Curved, "linearity", "A(2.5 x − 0.7 z)"),
+    ("operator", wrong.HiddenOffset, "linearity", "offset against A_ω(0)"),
+    ("operator", wrong.Remembering, "no-hidden-state", "A_ω(x) again"),
+    ("operator", wrong.GlobalDraw, "parameters", "global generator"),
+    ("operator", wrong.BatchMean, "rows-apart", "of one sample"),
+    ("operator", wrong.FarReach, "support-radius", "reaches 2 pixels, and support_radius is 1"),
+    ("operator", wrong.Detached, "differentiable", "no gradient in x"),
+    ("operator", wrong.OtherCodomain, "codomain", "float32 in gives torch.float32"),
+    ("operator", wrong.OppositeMask, "unobserved", "nothing that is observed depends on x"),
+    ("operator", wrong.ByteMask, "unobserved", "not boolean"),
+    ("operator", wrong.OtherSigma, "likelihood-of-its-noise", "and not 1"),
+    ("operator", wrong.LouderNoise, "mean-and-variance", "1.10"),
+    ("operator", wrong.NoConstant, "normalised", "log N(y; A x, σ²)"),
+    ("operator", wrong.SameNoise, "seeds", "the same measurement"),
+    ("operator", wrong.HalfLaplacian, "normalised", "2.0"),
+    ("operator", wrong.Undescribed, "documented", "gain"),
+    ("posterior", wrong.LogDetSign, "normalised", "nats"),
+    ("posterior", wrong.OneDirection, "density-both-ways", "log_prob against log q"),
+    ("posterior", wrong.Deaf, "samples", "the generator changes nothing"),
+    ("posterior", wrong.Blind, "conditioned", "the other measurements"),
+    ("posterior", wrong.Unlearnable, "gradients", ""),
+    ("posterior", wrong.Forgetful, "state", "samples"),
+    ("prior", wrong.NoBoundConstant, "bound", "nats below the entropy"),
+    ("prior", wrong.BoundSign, "start", "nats per dimension above"),
+    ("prior", wrong.DetachedBound, "bound-gradient", "no"),
+    ("prior", wrong.SummedTimes, "noise-levels", "with 8"),
+    ("prior", wrong.SameSamples, "samples", "the generator changes nothing"),
+    ("network", wrong.Untold, "conditioned", "the same output"),
+    ("network", wrong.FirstScalar, "rows-apart", "one alone"),
+    ("network", wrong.Idle, "trainable", "other.weight"),
+    ("solver", wrong.Narrow, "posterior", "variance 0.4"),
+    ("solver", wrong.Undercounted, "evaluations", "reports 1 for each sample, and 3 were made"),
+    ("solver", wrong.BatchNorm, "rows-apart", "the other measurements"),
+    ("method", wrong.NoState, "resumed", "from one that was never stopped"),
+    ("method", wrong.NotFinite, "steps", "loss is nan"),
+    ("method", wrong.BelowTheTruth, "bound", "nats below the true −log p(y)"),
+    ("method", wrong.PromisesMore, "serves", "not yet"),
+    ("dataset", wrong.Bytes, "units", "leave the range"),
+    ("dataset", wrong.Doubles, "images", "float64"),
+    ("dataset", wrong.Shuffled, "same-again", ""),
+    ("metric", wrong.WrongWay, "sees-noise", "not worse"),
+    ("metric", wrong.NoInterval, "interval", "interval"),
+    ("metric", wrong.Sharpness, "sees-noise", "noisy"),
+]
+
+
+def broken(kind: str, cls: type[Any]) -> dict[str, str]:
+    return {f.law: f.detail for f in check(kind, cls).findings if f.status == "broken"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [(kind, cls) for kind, classes in RIGHT.items() for cls in classes],
+    ids=lambda v: getattr(v, "__name__", v),
+)
+def test_right_ones_keep_every_law(kind: str, cls: type[Any]) -> None:
+    assert not broken(kind, cls)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls", "law", "words"), WRONG, ids=[cls.__name__ for _, cls, _, _ in WRONG]
+)
+def test_wrong_ones_are_caught_by_name(kind: str, cls: type[Any], law: str, words: str) -> None:
+    """The law itself; others may be broken in consequence."""
+    found = broken(kind, cls)
+    assert law in found
+    assert words in found[law]
