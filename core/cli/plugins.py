@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .check import check_components
+from .new import new_package
 from .table import print_table
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["app"]
 
 app = typer.Typer(name="plugins", help="Show, check and begin components.")
 app.command("check")(check_components)
+app.command("new")(new_package)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

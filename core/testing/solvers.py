@@ -86,12 +86,15 @@ LAWS = Laws()
 
 
 @LAWS.law(
-    "`sample` gives (n, B, C, *spatial), finite, from its generator alone",
-    "noise from torch.randn_like, or samples in the order (B, n, …)",
+    "`sample` gives (n, B, C, *spatial), finite, from its generator alone, under torch.no_grad too",
+    "noise from torch.randn_like, samples in the order (B, n, …), or a gradient that needs "
+    "torch.enable_grad",
 )
 def samples(case: SolverCase) -> str:
     solver, prior, observation = case.solver, case.prior, case.observation
-    first, other = same_draws(lambda g: solver.sample(prior, observation, 4, g)[0], "sample")
+    # As a run restores.
+    with torch.no_grad():
+        first, other = same_draws(lambda g: solver.sample(prior, observation, 4, g)[0], "sample")
     wanted = (4, BATCH, *case.space.shape)
     if tuple(first.shape) != wanted or not torch.isfinite(first).all():
         raise LawBroken(f"shape {tuple(first.shape)} instead of {wanted}, or not finite")

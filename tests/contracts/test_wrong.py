@@ -54,6 +54,7 @@ WRONG: list[tuple[str, type[Any], str, str]] = [
     ("network", wrong.Idle, "trainable", "other.weight"),
     ("solver", wrong.Narrow, "posterior", "variance 0.4"),
     ("solver", wrong.Undercounted, "evaluations", "reports 1 for each sample, and 3 were made"),
+    ("solver", wrong.NeedsGradient, "samples", "does not require grad"),
     ("solver", wrong.BatchNorm, "rows-apart", "the other measurements"),
     ("method", wrong.NoState, "resumed", "from one that was never stopped"),
     ("method", wrong.NotFinite, "steps", "loss is nan"),

@@ -466,6 +466,15 @@ class Undercounted(Exact):
     calls = 3
 
 
+class NeedsGradient(Exact):
+    """Differentiates the likelihood, and does not switch gradients on."""
+
+    def sample(self, prior: Any, observation: Any, n: int, *rest: Any, **more: Any) -> Any:
+        at = torch.zeros(len(observation), *self.space.shape, requires_grad=True)
+        torch.autograd.grad(observation.log_likelihood(at).sum(), at)
+        return super().sample(prior, observation, n, *rest, **more)
+
+
 class BatchNorm(Exact):
     """Scales its step by the norm of the whole batch."""
 

@@ -1,0 +1,158 @@
+"""Writes a plug-in package from the templates beside this file.
+
+Each is complete: it installs, it keeps the laws of its contract, and it can be used at once. What
+it does is small and right, so that its author replaces one thing at a time.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from flowdiff.core.errors import UserError, suggest
+from flowdiff.core.files import write_text
+
+__all__ = ["KINDS_WITH_TEMPLATES", "create"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a template says of itself.
+
+    Attributes:
+        summary: one line, for the manifest.
+        capabilities: words of the manifest that the check holds the class to.
+        try_it: the command that uses the component, with ``{name}`` and ``{distribution}``.
+    """
+
+    summary: str
+    capabilities: str
+    try_it: str
+
+
+_KINDS = {
+    "operator": _Kind(
+        "A gain for each image",
+        "map, linear, adjoint, pseudo_inverse",
+        "flowdiff run --op {name} --preset quick",
+    ),
+    "posterior": _Kind(
+        "One conditional affine layer", "density", "flowdiff run --posterior {name} --preset quick"
+    ),
+    "prior": _Kind(
+        "A Gaussian with learned variances",
+        "",
+        "flowdiff run --prior {name} --method flowdiff --preset quick",
+    ),
+    "network": _Kind(
+        "Residual convolutions",
+        "",
+        "flowdiff run --set prior.network={name} --preset quick",
+    ),
+    "method": _Kind(
+        "Stochastic EM of a Gaussian", "", "flowdiff run --method {name} --preset quick"
+    ),
+    "solver": _Kind(
+        "Annealed Langevin dynamics",
+        "",
+        "flowdiff restore RUN INPUTS --solver {name}",
+    ),
+    "dataset": _Kind("Images of discs", "", "flowdiff run --data {name} --preset quick"),
+    "metric": _Kind(
+        "Energy distance of two sets of images",
+        "",
+        "flowdiff run --preset quick --set eval.metrics=[{name}]",
+    ),
+    "logger": _Kind(
+        "A CSV file of each step's figures",
+        "",
+        "flowdiff run --hooks {distribution} --preset quick",
+    ),
+}
+KINDS_WITH_TEMPLATES = tuple(_KINDS)
+"""Kinds of package that can be begun."""
+
+
+def create(folder: Path, kind: str, name: str) -> list[Path]:
+    """Writes the package.
+
+    Args:
+        folder: where; new or empty.
+        kind: one of `KINDS_WITH_TEMPLATES`.
+        name: of the component, such as ``vignette``; the distribution is ``flowdiff-vignette``
+            and the package ``flowdiff_vignette``.
+
+    Returns:
+        The files, in the order in which they were written.
+
+    Raises:
+        UserError: an unknown kind, a name that Python or flowdiff cannot use, or a folder that is
+            not empty.
+    """
+    if kind not in _KINDS:
+        raise UserError(f"--kind {kind}: no template of that kind{suggest(kind, _KINDS)}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise UserError(
+            f"--name {name}: use small letters, digits and _, beginning with a letter: it becomes "
+            "a module's name too"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; name a new folder")
+    values = _values(kind, name)
+    package = folder / str(values["package"])
+    files = {
+        folder / "pyproject.toml": "pyproject.toml",
+        folder / "README.md": "README.md",
+        folder / ".gitignore": "gitignore",
+        folder / ".github" / "workflows" / "check.yml": "ci.yml",
+        package / "registry.yaml": "registry.yaml",
+        package / str(values["module"]): f"{kind}.py",
+        folder / "tests" / "test_contract.py": (
+            "test_logger.py" if kind == "logger" else "test_contract.py"
+        ),
+    }
+    texts = {path: _rendered(template, values) for path, template in files.items()}
+    texts[package / "__init__.py"] = f'"""{values["summary"]}, for flowdiff."""\n'
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    return list(texts)
+
+
+def _values(kind: str, name: str) -> dict[str, Any]:
+    about = _KINDS[kind]
+    distribution = canonicalize_name(f"flowdiff-{name}")
+    check = distribution if kind == "logger" else f"--kind {kind} {name}"
+    return {
+        "kind": kind,
+        "article": "An" if kind[0] in "aeiou" else "A",
+        "name": name,
+        "cls": "".join(word.capitalize() for word in name.split("_")),
+        "distribution": distribution,
+        "package": f"flowdiff_{name}",
+        "module": "hooks.py" if kind == "logger" else f"{name}.py",
+        "summary": about.summary,
+        "capabilities": about.capabilities,
+        "try_it": about.try_it.format(name=name, distribution=distribution),
+        "check_it": f"flowdiff plugins check {check}",
+    }
+
+
+def _rendered(template: str, values: dict[str, Any]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(  # noqa: S701  (these are source files, not HTML)
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["lower_first"] = lambda text: text[:1].lower() + text[1:]
+    source = resources.files(__package__).joinpath("templates", f"{template}.j2")
+    return environment.from_string(source.read_text(encoding="utf-8")).render(**values)
