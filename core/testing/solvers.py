@@ -86,7 +86,8 @@ LAWS = Laws()
 
 
 @LAWS.law(
-    "`sample` gives (n, B, C, *spatial), finite, from its generator alone, under torch.no_grad too",
+    "`sample` gives (n, B, C, *spatial), finite, from its generator alone, also under "
+    "torch.no_grad",
     "noise from torch.randn_like, samples in the order (B, n, …), or a gradient that needs "
     "torch.enable_grad",
 )

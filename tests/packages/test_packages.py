@@ -132,7 +132,7 @@ def test_three_strangers_together(environment: Environment, tmp_path: Path) -> N
     environment.flowdiff(
         "restore", str(whole), str(measured), *params, "-n", "8", "--out", str(restored)
     )
-    assert len(list(restored.rglob("mean/*.tif"))) >= 6
+    assert len(list(restored.rglob("mean/**/*.tif"))) >= 6
 
 
 def test_a_begun_solver_restores(environment: Environment, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_begun_solver_restores(environment: Environment, tmp_path: Path) -> No
         "--out",
         str(tmp_path / "restored"),
     )
-    assert list((tmp_path / "restored").rglob("mean/*.tif"))
+    assert list((tmp_path / "restored").rglob("mean/**/*.tif"))
 
 
 def test_nothing_of_them_is_known_to_core() -> None:
