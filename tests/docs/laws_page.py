@@ -19,11 +19,12 @@ __all__ = ["page"]
 
 FIRST = """# Laws
 
-What `flowdiff plugins check` tries on every component, ours and yours, and what usually breaks each. A law is
-named in the first column; a class declares in `exempt` one that it is not meant to keep, with the reason
-([Plug-ins](plugins.md#check)). Laws about randomness take thousands of draws from fixed seeds, and fail beyond five standard
-errors; the others are tried in float64. `tests/contracts/test_wrong.py` has components that are wrong in one way each, and the
-law that catches each of them. This page is written by `python -m tests.docs.laws_page`.
+What `flowdiff plugins check` tries on every component, ours and yours, and what usually breaks
+each. A law is named in the first column; a class declares in `exempt` one that it is not meant to
+keep, with the reason ([Plug-ins](plugins.md#check)). Laws about randomness take thousands of draws
+from fixed seeds, and fail beyond five standard errors; the others are tried in float64.
+`tests/contracts/test_wrong.py` has components that are wrong in one way each, and the law that
+catches each of them. This page is written by `python -m tests.docs.laws_page`.
 """
 
 
