@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 _PUBLIC: dict[str, tuple[str, ...]] = {
     "composition": ("ComposedOperator",),
     "dataset": ("Dataset", "DatasetConfig", "Split"),
+    "dispatch": ("Dispatcher", "KernelWarning", "call_op", "using"),
     "errors": (
         "DivergenceError",
         "FlowdiffError",
@@ -34,6 +35,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "linearisation": ("jacobian",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
+    "kernel": ("Kernel",),
     "moments": ("fit_gaussian",),
     "network": ("Network", "zeroed"),
     "observation": ("Observation", "Params"),
@@ -76,6 +78,10 @@ if TYPE_CHECKING:
     from .dataset import Dataset as Dataset
     from .dataset import DatasetConfig as DatasetConfig
     from .dataset import Split as Split
+    from .dispatch import Dispatcher as Dispatcher
+    from .dispatch import KernelWarning as KernelWarning
+    from .dispatch import call_op as call_op
+    from .dispatch import using as using
     from .errors import DivergenceError as DivergenceError
     from .errors import FlowdiffError as FlowdiffError
     from .errors import PluginError as PluginError
@@ -98,6 +104,7 @@ if TYPE_CHECKING:
     from .image_metadata import ImageMetadata as ImageMetadata
     from .intake import as_observation as as_observation
     from .intake import as_params as as_params
+    from .kernel import Kernel as Kernel
     from .linearisation import jacobian as jacobian
     from .measured import MeasuredConfig as MeasuredConfig
     from .measured import MeasuredDataset as MeasuredDataset

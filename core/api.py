@@ -50,6 +50,7 @@ from .hooks import HookCaller
 from .intake import as_observation
 from .loop import InterruptedRunError, train
 from .noise_level import with_estimates
+from .process import prepare_process
 from .progress import Progress, SilentProgress
 from .random import Streams
 from .registry import ComponentRecord, Registry, get_registry
@@ -76,6 +77,8 @@ def run(
     seed: int | None = None,
     device: str | None = None,
     threads: int | None = None,
+    kernels: str | None = None,
+    kernel: Mapping[str, str] | None = None,
     config: str | Path | None = None,
     init: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -98,6 +101,8 @@ def run(
         seed: root of every random stream.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: torch threads.
+        kernels: ``auto`` (a package's kernel where one serves), ``reference`` or ``require``.
+        kernel: by op, the backend that has to compute it, or ``reference``.
         config: a YAML file, such as another run's ``config.yaml``.
         init: the folder of a run whose prior (and posterior, where it has the same operator) this
             one begins with, instead of the fitted Gaussian.
@@ -128,6 +133,8 @@ def run(
         seed=seed,
         device=device,
         threads=threads,
+        kernels=kernels,
+        kernel=kernel,
         init=None if init is None else Path(init),
         file={} if config is None else read_config(Path(config)),
         settings=[*own, *settings_of(settings or {})],
@@ -203,7 +210,7 @@ class Run:
         if controls:
             check_controls(config, registry)
         HookCaller.for_run(registry, _records(config, registry), hooks)
-        torch.set_num_threads(config.threads)
+        prepare_process(config, registry)
         progress = progress or SilentProgress()
         progress.message("preparing measurements, moments and networks")
         since = time.monotonic()
@@ -252,7 +259,7 @@ class Run:
         from .report import write_report
 
         progress = progress or SilentProgress()
-        torch.set_num_threads(self.config.threads)
+        prepare_process(self.config, self.registry)
         caller = HookCaller.for_run(
             self.registry, _records(self.config, self.registry), hooks, progress.message
         )
@@ -304,9 +311,8 @@ class Run:
         evaluation = evaluate(session, counter, progress)
         write_bytes(self.folder.figures_file, save(evaluation.images))
         control = "control" in self.registry.find("method", self.config.method["name"]).tags
-        write_json(
-            self.folder.summary_file, summarise(session, evaluation, training_calls, control)
-        )
+        summary = summarise(session, evaluation, training_calls, control)
+        write_json(self.folder.summary_file, summary)
         caller.evaluation_finished(self, self.summary)
 
     def _train_control(self, name: str, progress: Progress) -> None:
@@ -373,7 +379,7 @@ class Run:
         Raises:
             UserError: there is no checkpoint yet.
         """
-        torch.set_num_threads(self.config.threads)
+        prepare_process(self.config, self.registry)
         checkpoint = self._checkpoint()
         if checkpoint is None:
             raise UserError(f"{self.path} has no checkpoint yet; train it first with --resume")

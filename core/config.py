@@ -111,6 +111,9 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "cpu"
     threads: int = Field(1, ge=1)
+    kernels: Literal["auto", "reference", "require"] = "auto"
+    kernel: dict[str, str] = Field(default_factory=dict)
+    """By op, whose kernel has to compute it."""
     init: InitConfig | None = None
     method: dict[str, Any]
     prior: dict[str, Any] | None
@@ -142,10 +145,13 @@ class Request:
     seed: int | None = None
     device: str | None = None
     threads: int | None = None
+    kernels: str | None = None
+    kernel: Mapping[str, str] | None = None
     file: Mapping[str, Any] = field(default_factory=dict)
     settings: Sequence[tuple[str, Any]] = ()
 
 
+_TOP = ("seed", "device", "threads", "kernels", "kernel")
 DEFAULTS = {"method": "amortized_em", "prior": "edm", "posterior": "glow", "data": "digits"}
 DEFAULT_OPERATOR = "gaussian_blur+gaussian_noise"
 
@@ -338,8 +344,8 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     }
     for name in blocks["eval"].metrics:
         registry.find("metric", name)
-    top = {key: request.file[key] for key in ("seed", "device", "threads") if key in request.file}
-    for key in ("seed", "device", "threads"):
+    top = {key: request.file[key] for key in _TOP if key in request.file}
+    for key in _TOP:
         if getattr(request, key) is not None:
             top[key] = getattr(request, key)
     estimated = _to_estimate(

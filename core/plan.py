@@ -13,6 +13,7 @@ from .counting import CallCounter
 from .memory import peak_memory
 from .method import select
 from .noise_level import with_estimates
+from .process import prepare_process
 from .registry import Registry
 from .session import Session
 
@@ -60,6 +61,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("training", f"{config.train.steps} steps of {config.train.batch_size} measurements"),
         ("seed", str(config.seed)),
         ("device", f"{config.device}, {config.threads} thread(s)"),
+        ("kernels", ", ".join([config.kernels, *(f"{o}={b}" for o, b in config.kernel.items())])),
     ]
 
 
@@ -86,7 +88,7 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
     Raises:
         UserError: what a real run would say, before it wrote anything.
     """
-    torch.set_num_threads(config.threads)
+    prepare_process(config, registry)
     since = time.monotonic()
     config = with_estimates(config, registry)
     session = Session.build(config, registry)

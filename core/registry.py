@@ -24,7 +24,14 @@ from .discovery import DisableRules, Package, State, check_requirements, discove
 from .errors import PluginError, suggest
 from .manifest import KINDS, NAME_PATTERN, Component, Kind, Provider, Reference
 
-__all__ = ["SESSION", "ComponentRecord", "Registry", "get_registry", "set_registry"]
+__all__ = [
+    "SESSION",
+    "ComponentRecord",
+    "Registry",
+    "get_registry",
+    "resolve_target",
+    "set_registry",
+]
 
 SESSION = "session"
 """Package name of components that were registered by hand."""
@@ -437,7 +444,7 @@ def _importable(module: str) -> bool:
 
 def _load(record: ComponentRecord) -> type[Any]:
     try:
-        found = _resolve(record.target)
+        found = resolve_target(record.target)
         if record.namespace:
             found = found(record.kind, record.name)
     except PluginError:
@@ -450,7 +457,8 @@ def _load(record: ComponentRecord) -> type[Any]:
     return _check_contract(found, record)
 
 
-def _resolve(target: str) -> Any:
+def resolve_target(target: str) -> Any:
+    """What ``module:attribute`` names; imports the module."""
     module, _, path = target.partition(":")
     found: Any = import_module(module)
     for attribute in path.split("."):
@@ -463,7 +471,7 @@ def _check_contract(found: Any, record: ComponentRecord) -> type[Any]:
         raise _failure(record, f"it is {type(found).__name__!r}, not a class")
     # Launchers and kernels have no base class.
     contract = _CONTRACTS.get(record.kind)
-    if contract is not None and not issubclass(found, _resolve(contract)):
+    if contract is not None and not issubclass(found, resolve_target(contract)):
         wanted = contract.rpartition(":")[2]
         raise _failure(record, f"{found.__name__} is not a flowdiff.core.{wanted}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .dispatch import get_dispatcher
 from .evaluation import Evaluation
 from .memory import peak_memory
 from .metric import MetricConfig
@@ -32,6 +33,7 @@ def summarise(
         control: whether the method is a control, not a way to learn from measurements.
     """
     config, context = session.config, session.context
+    kernels = get_dispatcher()
     figures = dict(evaluation.summary)
     cost = {
         "training_steps": session.best.ended or context.step,
@@ -71,6 +73,7 @@ def summarise(
         },
         "watch": _watch(session),
         "clean_images_used": session.clean_images_used,
+        "kernels": {"calls": kernels.counts, "problems": kernels.problems},
         "given_prior": session.context.prior is not None and session.context.prior.given,
         **figures,
         "cost": cost,

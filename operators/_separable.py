@@ -14,7 +14,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from flowdiff.core import DeterministicMap, Params
+from flowdiff.core import DeterministicMap, Params, call_op
 
 __all__ = ["Separable"]
 
@@ -48,12 +48,8 @@ class Separable(DeterministicMap):
         return torch.linalg.pinv(self.matrix(axis, params), rtol=_CUTOFF)
 
     def _along(self, x: Tensor, matrices: list[Tensor]) -> Tensor:
-        for axis, matrix in enumerate(matrices):
-            moved = x.movedim(axis + 2, -1)
-            if matrix.ndim == 3:
-                matrix = matrix.reshape(len(matrix), *[1] * (x.ndim - 3), *matrix.shape[1:])
-            x = (moved @ matrix.mT.to(x.dtype)).movedim(-1, axis + 2)
-        return x
+        made: Tensor = call_op("separable", x, *matrices)
+        return made
 
     def forward(self, x: Tensor, params: Params) -> Tensor:
         axes = range(len(self.space.spatial))

@@ -12,8 +12,6 @@ unequal exposures and sensors have.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -24,8 +22,8 @@ from flowdiff.core import (
     Params,
     PartConfig,
     UserError,
+    call_op,
     randn,
-    sum_observed,
 )
 
 __all__ = ["GaussianNoise"]
@@ -114,10 +112,8 @@ class GaussianNoise(NoiseModel):
         self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
     ) -> Tensor:
         sigma = self._sigma(clean, params)
-        error = torch.view_as_real(y - clean) if clean.is_complex() else (y - clean)[..., None]
-        square = (error / sigma[..., None]).square().sum(-1)
-        constant = error.shape[-1] * (math.log(2 * math.pi) + 2 * sigma.log())
-        return sum_observed(-0.5 * (square + constant), observed)
+        density: Tensor = call_op("gaussian_log_likelihood", y, clean, sigma, observed)
+        return density
 
     def variance(self, clean: Tensor, params: Params) -> Tensor:
         return self._sigma(clean, params).square()

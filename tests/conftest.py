@@ -24,11 +24,14 @@ os.environ["FLOWDIFF_DISABLE_PLUGINS"] = "all"
 
 @pytest.fixture(autouse=True)
 def _fresh_registry() -> Iterator[None]:
-    """A registry that a test changed does not outlive it."""
+    """A registry that a test changed does not outlive it, nor who computes the ops."""
     yield
     registry = sys.modules.get("flowdiff.core.registry")
     if registry is not None:
         registry.set_registry(None)
+    dispatch = sys.modules.get("flowdiff.core.dispatch")
+    if dispatch is not None:
+        dispatch.set_dispatcher(None)
 
 
 @dataclass

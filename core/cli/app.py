@@ -18,6 +18,7 @@ from flowdiff.core.errors import UserError, suggest
 
 from . import plugins
 from .corrupt import corrupt
+from .doctor import doctor
 from .eval import eval_command
 from .export import export
 from .report import report
@@ -27,7 +28,15 @@ from .sample import sample
 
 __all__ = ["CommandGroup", "app", "global_options_restored"]
 
-_COMMANDS: tuple[Callable[..., None], ...] = (run, sample, restore, report, corrupt, export)
+_COMMANDS: tuple[Callable[..., None], ...] = (
+    run,
+    sample,
+    restore,
+    report,
+    corrupt,
+    export,
+    doctor,
+)
 """One function per command, which is named after it."""
 _GROUPS: tuple[typer.Typer, ...] = (plugins.app,)
 

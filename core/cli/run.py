@@ -72,6 +72,17 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Root of every random stream.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: a package's kernel where one serves; reference: plain torch; require: an "
+            "error where a kernel fails."
+        ),
+    ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OP=BACKEND", help="Whose kernel computes an op, or reference."),
+    ] = None,
     controls: Annotated[
         bool,
         typer.Option("--controls", help="Train the methods oracle and naive too, afterwards."),
@@ -111,6 +122,8 @@ def run(
         "--seed": seed,
         "--device": device,
         "--threads": threads,
+        "--kernels": kernels,
+        "--kernel": kernel,
     }
     if resume is not None:
         extra = [name for name, value in chosen.items() if value not in (None, [])]
@@ -132,6 +145,8 @@ def run(
         seed=seed,
         device=device,
         threads=threads,
+        kernels=kernels,
+        kernel=dict(_backend(text) for text in kernel) if kernel else None,
         init=init,
         file={} if config is None else read_config(config),
         settings=[*own, *(parse_setting(text) for text in setting or [])],
@@ -140,6 +155,15 @@ def run(
         _plan(request, as_json)
     else:
         _finish(out, request, controls, hooks or [], as_json)
+
+
+def _backend(text: str) -> tuple[str, str]:
+    from flowdiff.core.errors import UserError
+
+    op, equals, backend = text.partition("=")
+    if not (op and equals and backend):
+        raise UserError(f"--kernel {text}: write it as --kernel OP=BACKEND")
+    return op, backend
 
 
 def limit_threads() -> None:

@@ -45,6 +45,14 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         passes += " of the posterior"
         calls = f"{count(one['network_calls'])} network calls of the prior"
         rows.append(("one posterior sample", f"{passes}, {calls}, {duration(one['seconds'])}"))
+    kernels = summary.get("kernels", {"calls": {}, "problems": []})
+    by = {b for counts in kernels["calls"].values() for b in counts}
+    for backend in sorted(by - {"reference"}):
+        ran = [op for op, counts in kernels["calls"].items() if backend in counts]
+        rows.append((f"kernels of {backend}", ", ".join(ran)))
+    if by == {"reference"}:
+        rows.append(("kernels", "none: every op by its reference in torch"))
+    rows += [("kernel that failed", problem) for problem in kernels["problems"]]
     rows += [
         (f"control {row['name']}", f"{duration(row['seconds'])} of training")
         for row in summary["rows"]

@@ -8,12 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from packaging.utils import canonicalize_name
 
 from flowdiff.core.api import run
 from flowdiff.core.discovery import Package
-from flowdiff.core.errors import PluginError, UserError
+from flowdiff.core.dispatch import compare, load_kernel
+from flowdiff.core.errors import PluginError, UserError, suggest
 from flowdiff.core.hooks import HookWarning
+from flowdiff.core.manifest import Kernel
+from flowdiff.core.ops import OPS
 from flowdiff.core.registry import ComponentRecord, Registry
 
 from .check import Checked, check, kinds_with_laws
@@ -74,6 +78,8 @@ def _everything(
     for record in registry.records():
         if record.package == package:
             yield _checked(registry, record, None, shape)
+    for entry in package.manifest.kernels:
+        yield _kernel(entry, package)
     if package.manifest.hooks is not None:
         yield _hooks(package)
 
@@ -99,6 +105,44 @@ def _checked(
             "a module that is not in the package, or a class of another base",
         )
         return Checked(record.kind, record.name, str(record.package), (finding,))
+
+
+def _kernel(entry: Kernel, package: Package) -> Checked:
+    """An op's kernel against its reference, on every device here and in every dtype it names."""
+    name, of = f"{entry.op} by {entry.backend}", str(package)
+    op = OPS.get(entry.op)
+    says = "it gives what the op's reference gives, with its gradients, in shapes of every size"
+    cause = (
+        "the last, partial block of a grid, strides that are assumed, or a term of the gradient"
+    )
+    if op is None:
+        detail = f"there is no op {entry.op!r}{suggest(entry.op, OPS)}"
+        return Checked("kernel", name, of, (Finding("op", says, "broken", detail, cause),))
+    try:
+        kernel = load_kernel(entry, package)
+    except PluginError as error:
+        return Checked("kernel", name, of, (Finding("loads", says, "broken", str(error), cause),))
+    findings: list[Finding] = []
+    refused: list[str] = []
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        if entry.devices and device not in entry.devices:
+            continue
+        where = torch.device(device)
+        for dtype in entry.dtypes or ("float32",):
+            trial = next(op.inputs(torch.Generator(), where, getattr(torch, dtype)))
+            reasons = kernel.not_supported_reasons(*trial)
+            if reasons:
+                refused.append(f"{device}, {dtype}: {'; '.join(reasons)}")
+                continue
+            law = f"{dtype}-on-{device}"
+            problem = compare(op, kernel, where, getattr(torch, dtype))
+            if problem:
+                findings.append(Finding(law, says, "broken", problem, cause))
+            else:
+                findings.append(Finding(law, says, "kept", "values and gradients"))
+    if not findings:
+        return Checked("kernel", name, of, problem="; ".join(refused) or "no device of it is here")
+    return Checked("kernel", name, of, tuple(findings), refused=tuple(refused))
 
 
 def _hooks(package: Package) -> Checked:

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig, zeroed
+from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig, call_op, zeroed
 
 from ._layers import ActNorm, Squeeze
 
@@ -283,17 +283,16 @@ class InvertibleConv1x1(nn.Module):
         return self.permutation @ lower @ upper
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = u.shape[-2] * u.shape[-1]
-        return _mix(self.weight(), u), self.log_diagonal.sum() * pixels
+        return _mix(u, self.weight(), self.log_diagonal.sum())
 
     def inverse(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of `forward`, with its log-determinant."""
-        pixels = u.shape[-2] * u.shape[-1]
-        return _mix(torch.linalg.inv(self.weight()), u), -self.log_diagonal.sum() * pixels
+        return _mix(u, torch.linalg.inv(self.weight()), -self.log_diagonal.sum())
 
 
-def _mix(weight: Tensor, u: Tensor) -> Tensor:
-    return (weight @ u.flatten(2)).unflatten(2, u.shape[-2:])
+def _mix(u: Tensor, weight: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+    made: tuple[Tensor, Tensor] = call_op("invertible_conv", u, weight, log_det)
+    return made
 
 
 class AffineCoupling(nn.Module):
@@ -314,17 +313,15 @@ class AffineCoupling(nn.Module):
         )
         self.last = zeroed(nn.Conv2d(hidden, 2 * changed, kernel, padding=kernel // 2))
 
-    def _scale_shift(self, kept: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def _couple(self, op: str, u: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        kept, changed = u[:, : self.kept], u[:, self.kept :]
         raw, shift = self.last(self.net(torch.cat([kept, condition], 1))).chunk(2, 1)
-        return self.bound * torch.tanh(raw / self.bound), shift
+        changed, log_det = call_op(op, changed, raw, shift, self.bound)
+        return torch.cat([kept, changed], 1), log_det
 
     def forward(self, u: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        kept, changed = u[:, : self.kept], u[:, self.kept :]
-        scale, shift = self._scale_shift(kept, condition)
-        return torch.cat([kept, changed * scale.exp() + shift], 1), scale.flatten(1).sum(1)
+        return self._couple("affine_coupling", u, condition)
 
     def inverse(self, u: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Inverse of `forward`, with its log-determinant."""
-        kept, changed = u[:, : self.kept], u[:, self.kept :]
-        scale, shift = self._scale_shift(kept, condition)
-        return torch.cat([kept, (changed - shift) * (-scale).exp()], 1), -scale.flatten(1).sum(1)
+        return self._couple("affine_coupling_inverse", u, condition)

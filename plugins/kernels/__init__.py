@@ -1,0 +1,1 @@
+"""Kernels: implementations of ops that core owns the meaning of."""
