@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .core.testing import BoundLaw, Checked, Finding, LawBroken, check, laws_of
+from .core.testing import BoundLaw, Checked, Finding, LawBroken, check, laws_of, verify_kernel
 
-__all__ = ["BoundLaw", "Checked", "Finding", "LawBroken", "check", "laws_of"]
+__all__ = ["BoundLaw", "Checked", "Finding", "LawBroken", "check", "laws_of", "verify_kernel"]

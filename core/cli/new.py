@@ -16,7 +16,8 @@ def new_package(
         str,
         typer.Option(
             metavar="K",
-            help="operator, posterior, prior, network, method, solver, dataset, metric or logger.",
+            help="operator, posterior, prior, network, method, solver, dataset, metric, kernel or "
+            "logger.",
         ),
     ],
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the component, such as vignette.")],
@@ -40,4 +41,4 @@ def _commands(readme: Path) -> list[str]:
     """The commands of the README but for the first, which installs it from inside."""
     lines = readme.read_text(encoding="utf-8").splitlines()
     found = [line.strip() for line in lines if line.startswith("    ")]
-    return [line for line in found if line.startswith("flowdiff")][::-1]
+    return [line for line in found if "flowdiff " in line][::-1]

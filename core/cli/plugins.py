@@ -14,7 +14,7 @@ from .table import print_table
 
 if TYPE_CHECKING:
     from flowdiff.core.part import PartConfig
-    from flowdiff.core.registry import ComponentRecord
+    from flowdiff.core.registry import ComponentRecord, Registry
 
 __all__ = ["app"]
 
@@ -36,6 +36,8 @@ def list_components(
     from flowdiff.core.registry import get_registry
 
     registry = get_registry()
+    # Kernels have an op and a package, and no name of their own.
+    kernels = _kernels(registry) if kind in (None, "kernel") else []
     records = registry.records(kind)
     # A package whose manifest cannot be read has no components to show, only a reason.
     unread = [package for package in registry.packages if package.manifest is None]
@@ -44,10 +46,18 @@ def list_components(
             {"package": p.name, "version": p.version, "state": p.state, "reason": p.reason}
             for p in unread
         ]
-        content = {"components": [r.to_json() for r in records], "unreadable": problems}
+        content = {
+            "components": [r.to_json() for r in records],
+            "kernels": kernels,
+            "unreadable": problems,
+        }
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     rows = [[r.kind, r.name, r.package.name, r.state, _remark(r)] for r in records]
+    rows += [
+        ["kernel", k["op"], k["package"], k["state"], f"{k['backend']}: {', '.join(k['devices'])}"]
+        for k in kernels
+    ]
     rows += [["-", "-", p.name, p.state, p.reason] for p in unread]
     print_table(["kind", "name", "package", "state", "summary"], rows)
 
@@ -91,6 +101,16 @@ def show_component(
             print_table(["  name", "type", "default", "description"], rows)
         else:
             typer.echo("settings      none")
+
+
+def _kernels(registry: Registry) -> list[dict[str, Any]]:
+    return [
+        {"package": p.name, "version": p.version, "state": p.state, "reason": p.reason}
+        | entry.model_dump(mode="json")
+        for p in registry.packages
+        if p.manifest is not None
+        for entry in p.manifest.kernels
+    ]
 
 
 def _remark(record: ComponentRecord) -> str:

@@ -69,12 +69,18 @@ _KINDS = {
         "",
         "flowdiff run --preset quick --set eval.metrics=[{name}]",
     ),
+    "kernel": _Kind(
+        "ActNorm in one pass",
+        "",
+        "flowdiff run --kernel act_norm={name} --device cuda --preset quick",
+    ),
     "logger": _Kind(
         "A CSV file of each step's figures",
         "",
         "flowdiff run --hooks {distribution} --preset quick",
     ),
 }
+_TESTS = {"logger": "test_logger.py", "kernel": "test_kernel.py"}
 KINDS_WITH_TEMPLATES = tuple(_KINDS)
 """Kinds of package that can be begun."""
 
@@ -113,10 +119,10 @@ def create(folder: Path, kind: str, name: str) -> list[Path]:
         folder / ".github" / "workflows" / "check.yml": "ci.yml",
         package / "registry.yaml": "registry.yaml",
         package / str(values["module"]): f"{kind}.py",
-        folder / "tests" / "test_contract.py": (
-            "test_logger.py" if kind == "logger" else "test_contract.py"
-        ),
+        folder / "tests" / "test_contract.py": _TESTS.get(kind, "test_contract.py"),
     }
+    if kind == "kernel":
+        files[package / f"_{name}.py"] = "triton.py"
     texts = {path: _rendered(template, values) for path, template in files.items()}
     texts[package / "__init__.py"] = f'"""{values["summary"]}, for flowdiff."""\n'
     for path, text in texts.items():
@@ -128,7 +134,9 @@ def create(folder: Path, kind: str, name: str) -> list[Path]:
 def _values(kind: str, name: str) -> dict[str, Any]:
     about = _KINDS[kind]
     distribution = canonicalize_name(f"flowdiff-{name}")
-    check = distribution if kind == "logger" else f"--kind {kind} {name}"
+    # Kernels and hooks have no name of their own.
+    check = distribution if kind in _TESTS else f"--kind {kind} {name}"
+    prove = "TRITON_INTERPRET=1 " if kind == "kernel" else ""
     return {
         "kind": kind,
         "article": "An" if kind[0] in "aeiou" else "A",
@@ -140,7 +148,7 @@ def _values(kind: str, name: str) -> dict[str, Any]:
         "summary": about.summary,
         "capabilities": about.capabilities,
         "try_it": about.try_it.format(name=name, distribution=distribution),
-        "check_it": f"flowdiff plugins check {check}",
+        "check_it": f"{prove}flowdiff plugins check {check}",
     }
 
 

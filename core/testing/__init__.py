@@ -16,7 +16,7 @@ thousands of draws from fixed seeds: they come out the same each time.
 
 from __future__ import annotations
 
-from .check import BoundLaw, Checked, check, laws_of
+from .check import BoundLaw, Checked, check, laws_of, verify_kernel
 from .law import Finding, LawBroken
 
-__all__ = ["BoundLaw", "Checked", "Finding", "LawBroken", "check", "laws_of"]
+__all__ = ["BoundLaw", "Checked", "Finding", "LawBroken", "check", "laws_of", "verify_kernel"]

@@ -9,8 +9,13 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from flowdiff.core.config import resolve_part
-from flowdiff.core.errors import PluginError, UserError
+from flowdiff.core.dispatch import compare
+from flowdiff.core.errors import PluginError, UserError, suggest
+from flowdiff.core.kernel import Kernel
+from flowdiff.core.ops import OPS
 from flowdiff.core.registry import Registry, get_registry
 
 from .case import Case, Component
@@ -18,7 +23,7 @@ from .described import LAWS as DESCRIBED_LAWS
 from .described import Described
 from .law import DoesNotApply, Finding, Law, LawBroken, Laws
 
-__all__ = ["BoundLaw", "Checked", "check", "kinds_with_laws", "laws_of"]
+__all__ = ["BoundLaw", "Checked", "check", "kinds_with_laws", "laws_of", "verify_kernel"]
 
 _SUITES: Mapping[str, str] = {
     "dataset": "datasets:DatasetCase",
@@ -113,6 +118,27 @@ class BoundLaw:
                 f"{finding.law}: {finding.says}\n{finding.detail}\nusual cause: {finding.cause}"
             )
         return finding.detail
+
+
+def verify_kernel(
+    kernel: Kernel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> None:
+    """Holds a kernel against its op's reference, for a test of one's own.
+
+    Args:
+        kernel: the kernel.
+        device: where.
+        dtype: of its inputs.
+
+    Raises:
+        LawBroken: a value or a gradient differs, with the shape and by how much; or it takes none
+            of the op's inputs.
+    """
+    if kernel.op not in OPS:
+        raise LawBroken(f"there is no op {kernel.op!r}{suggest(kernel.op, OPS)}")
+    problem = compare(OPS[kernel.op], kernel, torch.device(device), dtype)
+    if problem:
+        raise LawBroken(f"{kernel.op} in {dtype} on {device}: {problem}")
 
 
 def laws_of(

@@ -28,25 +28,25 @@ class Environment:
     """Where the packages lie that `flowdiff plugins new` wrote, by kind."""
 
     def run(
-        self, command: Sequence[str], cwd: Path | None = None, code: int = 0
+        self, command: Sequence[str], cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command of its Python, which must leave with that code."""
+        """A command of its Python, which must leave with 0."""
         done = subprocess.run(
             [str(self.python), *command],
             cwd=cwd,
-            env=self._variables(),
+            env={**self._variables(), **variables},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
     def flowdiff(
-        self, *arguments: str, cwd: Path | None = None, code: int = 0
+        self, *arguments: str, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """One command line."""
-        return self.run(["-c", START, *arguments], cwd, code)
+        return self.run(["-c", START, *arguments], cwd, **variables)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """One command line that goes on by itself."""

@@ -57,6 +57,9 @@ def run_with(options: list[str], out: Path, steps: int = 4) -> list[str]:
 def test_they_are_listed_with_where_they_come_from(environment: Environment) -> None:
     found = json.loads(environment.flowdiff("plugins", "list", "--json").stdout)
     assert not found["unreadable"]
+    assert ("flowdiff-my-kernel", "act_norm") in {
+        (k["package"], k["op"]) for k in found["kernels"]
+    }
     by_name = {c["qualified"]: c for c in found["components"]}
     for source in SOURCES.iterdir():
         name = source.name.removeprefix("flowdiff-").replace("-", "_")
@@ -72,10 +75,21 @@ def test_they_are_listed_with_where_they_come_from(environment: Environment) -> 
 
 def test_what_was_just_begun_passes_its_check(environment: Environment) -> None:
     names = [f"flowdiff-my-{kind}" for kind in KINDS_WITH_TEMPLATES]
-    found = json.loads(environment.flowdiff("plugins", "check", *names, "--json").stdout)
+    checked = environment.flowdiff("plugins", "check", *names, "--json", TRITON_INTERPRET="1")
+    found = json.loads(checked.stdout)
     assert found["ok"]
     assert [c["package"] for c in found["components"]] == [f"{name} 0.1.0" for name in names]
     assert not [f for c in found["components"] for f in c["findings"] if f["status"] == "exempt"]
+
+
+def test_a_begun_kernel_computes(environment: Environment, tmp_path: Path) -> None:
+    """In Triton's interpreter, as nothing else is at hand: chosen by name, checked, counted."""
+    glow = ["--posterior", "glow", "--set", "posterior.steps=[1]", "--set", "posterior.hidden=[4]"]
+    options = [*glow, "--kernel", "act_norm=my_kernel"]
+    environment.flowdiff(*run_with(options, tmp_path / "run", steps=1), TRITON_INTERPRET="1")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["kernels"]["calls"]["act_norm"]) == {"my_kernel"}
+    assert not summary["kernels"]["problems"]
 
 
 @pytest.mark.parametrize("which", TOGETHER)
