@@ -66,9 +66,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU, one thread"
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {name}\n")
-    print(
-        "| op | shape | dtype | who | forwards, µs | with gradient, µs |\n|---|---|---|---|---|---|"
-    )
+    print("| op | shape | dtype | who | forwards, µs | with gradient, µs |")
+    print("|---|---|---|---|---|---|")
     dtypes = [torch.float32, torch.bfloat16] if device == "cuda" else [torch.float32]
     for op in COUPLINGS:
         candidates: dict[str, Callable[..., Any]] = {"reference": OPS[op].reference}
