@@ -84,6 +84,8 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 class IncompatibleManifestError(PluginError):
     """The manifest is written for another version of flowdiff."""
@@ -243,7 +245,8 @@ def parse_manifest(text: str, where: str, distribution: str) -> Manifest:
     """
     about = f"manifest {where} of {distribution}"
     try:
-        data = yaml.safe_load(text)
+        # The same as safe_load, by libyaml: ten times as fast, and every command reads manifests.
+        data = yaml.load(text, Loader=_LOADER)  # noqa: S506  (it is a safe loader)
     except yaml.YAMLError as error:
         raise PluginError(f"{about} is not valid YAML: {_one_line(str(error))}") from error
     if not isinstance(data, dict):
