@@ -258,11 +258,12 @@ class Run:
         """
         from .report import write_report
 
+        # Nobody may miss a hook that fails: where nothing is printed it is a warning.
+        told = None if progress is None else progress.message
         progress = progress or SilentProgress()
         prepare_process(self.config, self.registry)
-        caller = HookCaller.for_run(
-            self.registry, _records(self.config, self.registry), hooks, progress.message
-        )
+        used = _records(self.config, self.registry)
+        caller = HookCaller.for_run(self.registry, used, hooks, told)
         with self.folder.locked():
             self.folder.checkpoints.mkdir(exist_ok=True)
             if not self.folder.environment_file.exists():

@@ -65,20 +65,25 @@ class HookCaller:
         Args:
             registry: where the packages are known.
             selected: the components that the run uses; their packages' hooks become active.
-            enabled: names of packages whose hooks the user wants besides.
+            enabled: names of packages, or of hooks of theirs that have a name (alone, or as
+                ``package:name``), that the user wants besides.
             report: as in the constructor.
             rank: as in the constructor.
 
         Raises:
-            PluginError: an enabled package is not installed, unusable, or has no hooks.
+            PluginError: what is enabled is not installed, unusable, or has no hooks.
         """
         caller = cls(report, rank)
-        chosen = {record.package.name: record.package for record in selected}
+        modules: dict[str, str] = {}
+        for record in selected:
+            manifest = record.package.manifest
+            # Those with a name are for the user to switch on.
+            if manifest is not None and isinstance(manifest.hooks, str):
+                modules[str(record.package)] = manifest.hooks
         for name in enabled:
-            package = _enabled(registry.packages, name)
-            chosen[package.name] = package
-        for package in chosen.values():
-            caller._import(package)
+            modules |= _enabled(registry.packages, name)
+        for name, module in modules.items():
+            caller._import(name, module)
         return caller
 
     @property
@@ -141,16 +146,16 @@ class HookCaller:
                 self._fail(name, "flowdiff_report_section", error)
         return sections
 
-    def _import(self, package: Package) -> None:
-        if package.manifest is None or package.manifest.hooks is None or not self._active:
+    def _import(self, name: str, target: str) -> None:
+        if not self._active:
             return
         try:
-            module = import_module(package.manifest.hooks)
+            module = import_module(target)
         # Other people's code runs here and may raise anything; it is reported, with its cause.
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            self._fail(str(package), f"import of {package.manifest.hooks}", error)
+            self._fail(name, f"import of {target}", error)
             return
-        self.register(str(package), module)
+        self.register(name, module)
 
     def _call(self, hook: str, arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """Calls a hook of each plug-in; plug-in and result of those that gave one."""
@@ -173,14 +178,45 @@ class HookCaller:
         self._report(f"plug-in {name}, {where}: {cause} (the run goes on without it)")
 
 
-def _enabled(packages: Iterable[Package], name: str) -> Package:
+def _enabled(packages: Iterable[Package], name: str) -> dict[str, str]:
+    """Modules of the hooks that the user names, by what they are called in messages."""
     known = {canonicalize_name(package.name): package for package in packages}
-    package = known.get(canonicalize_name(name))
-    if package is None:
-        names = [p.name for p in known.values()]
-        raise PluginError(f"no installed package {name!r} provides plug-ins{suggest(name, names)}")
+    prefix, colon, own = name.rpartition(":")
+    # A package with hooks of several names has to be asked for one of them.
+    package = known.get(canonicalize_name(prefix if colon else name))
+    if package is not None:
+        return _of_package(package, own if colon else None)
+    named = {
+        (str(package), set_name): module
+        for package in known.values()
+        if package.state == "ok" and package.manifest is not None
+        for set_name, module in _named(package).items()
+    }
+    found = {key: module for key, module in named.items() if not colon and key[1] == name}
+    if len(found) > 1:
+        choices = " or ".join(f"{p.partition(' ')[0]}:{n}" for p, n in found)
+        raise PluginError(f"hooks {name!r} are of {len(found)} packages: {choices}")
+    if not found:
+        names = [*(p.name for p in known.values()), *(n for _, n in named)]
+        raise PluginError(f"no installed package has hooks {name!r}{suggest(name, names)}")
+    return {f"{p}, {n}": module for (p, n), module in found.items()}
+
+
+def _named(package: Package) -> dict[str, str]:
+    hooks = None if package.manifest is None else package.manifest.hooks
+    return hooks if isinstance(hooks, dict) else {}
+
+
+def _of_package(package: Package, own: str | None) -> dict[str, str]:
     if package.state != "ok":
         raise PluginError(f"hooks of {package} cannot be used: {package.reason}")
-    if package.manifest is None or package.manifest.hooks is None:
-        raise PluginError(f"package {package} declares no hooks")
-    return package
+    hooks = None if package.manifest is None else package.manifest.hooks
+    if isinstance(hooks, str) and own is None:
+        return {str(package): hooks}
+    named = _named(package)
+    if own in named:
+        return {f"{package}, {own}": named[own]}
+    if not named:
+        raise PluginError(f"package {package} declares no hooks{f' {own!r}' if own else ''}")
+    hint = suggest(own or "", named)
+    raise PluginError(f"package {package} has hooks of several names; ask for one{hint}")

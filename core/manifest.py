@@ -112,6 +112,7 @@ Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+(\.\w+)*$")]
 NAME_PATTERN = r"^[A-Za-z_][\w-]*$"
 """Of a component: neither ``:``, ``+`` nor ``.``, which the command line uses."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Module = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 
 
 class _Entry(BaseModel):
@@ -205,7 +206,8 @@ class Manifest(_Entry):
         name: the distribution's name, and what qualifies its components (``name:component``).
         api: `API_VERSION` that its components were written against.
         requires: version ranges of distributions, such as flowdiff and torch; ``python`` too.
-        hooks: module with hook implementations.
+        hooks: module with hook implementations, or several by name, which are called only where
+            the user names them.
         components: what it provides.
         kernels: op implementations.
         providers: callables that answer for a namespace.
@@ -215,7 +217,7 @@ class Manifest(_Entry):
     name: str = Field(pattern=r"^[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?$")
     api: int = Field(strict=True)
     requires: dict[str, Range] = Field(default_factory=dict)
-    hooks: str | None = Field(None, pattern=r"^\w+(\.\w+)*$")
+    hooks: Module | dict[Name, Module] | None = None
     components: tuple[Component, ...] = ()
     kernels: tuple[Kernel, ...] = ()
     providers: tuple[Provider, ...] = ()

@@ -89,7 +89,11 @@ def run(
     ] = False,
     hooks: Annotated[
         list[str] | None,
-        typer.Option("--hooks", metavar="PACKAGE", help="Call this package's hooks too."),
+        typer.Option(
+            "--hooks",
+            metavar="NAME",
+            help="Call these hooks too: jsonl, console or tensorboard, or a package's.",
+        ),
     ] = None,
     resume: Annotated[
         Path | None,

@@ -80,8 +80,10 @@ def _everything(
             yield _checked(registry, record, None, shape)
     for entry in package.manifest.kernels:
         yield _kernel(entry, package)
-    if package.manifest.hooks is not None:
-        yield _hooks(package)
+    if isinstance(package.manifest.hooks, str):
+        yield _hooks(package, package.name)
+    for name in package.manifest.hooks or () if isinstance(package.manifest.hooks, dict) else ():
+        yield _hooks(package, f"{package.name}:{name}")
 
 
 def _checked(
@@ -145,7 +147,7 @@ def _kernel(entry: Kernel, package: Package) -> Checked:
     return Checked("kernel", name, of, tuple(findings), refused=tuple(refused))
 
 
-def _hooks(package: Package) -> Checked:
+def _hooks(package: Package, name: str) -> Checked:
     """A run of a few steps with the package's hooks."""
     says = "every hook is known, and none raises in a short run"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
@@ -156,7 +158,7 @@ def _hooks(package: Package) -> Checked:
             prior="gaussian",
             data="gaussian",
             out=Path(folder) / "run",
-            hooks=[package.name],
+            hooks=[name],
             settings={
                 "data.shape": [1, 4, 4],
                 "data.n": 40,
@@ -172,4 +174,4 @@ def _hooks(package: Package) -> Checked:
     if told:
         cause = "a misspelt hook or argument, or a service that is not there"
         finding = Finding("hooks", says, "broken", "; ".join(told), cause)
-    return Checked("hooks", package.name, str(package), (finding,), ("a run of 3 steps",))
+    return Checked("hooks", name, str(package), (finding,), ("a run of 3 steps",))

@@ -28,9 +28,9 @@ class Environment:
     """Where the packages lie that `flowdiff plugins new` wrote, by kind."""
 
     def run(
-        self, command: Sequence[str], cwd: Path | None = None, **variables: str
+        self, command: Sequence[str], cwd: Path | None = None, code: int = 0, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command of its Python, which must leave with 0."""
+        """A command of its Python, which must leave with that code."""
         done = subprocess.run(
             [str(self.python), *command],
             cwd=cwd,
@@ -39,14 +39,14 @@ class Environment:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
     def flowdiff(
-        self, *arguments: str, cwd: Path | None = None, **variables: str
+        self, *arguments: str, cwd: Path | None = None, code: int = 0, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """One command line."""
-        return self.run(["-c", START, *arguments], cwd, **variables)
+        return self.run(["-c", START, *arguments], cwd, code, **variables)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """One command line that goes on by itself."""

@@ -82,6 +82,14 @@ def test_what_was_just_begun_passes_its_check(environment: Environment) -> None:
     assert not [f for c in found["components"] for f in c["findings"] if f["status"] == "exempt"]
 
 
+def test_a_hook_that_fails_is_named_by_the_check(environment: Environment) -> None:
+    done = environment.flowdiff("plugins", "check", "flowdiff-mri-lines", "--json", code=1)
+    found = json.loads(done.stdout)
+    bad = [c for c in found["components"] if not c["ok"]]
+    assert [c["kind"] for c in bad] == ["hooks"]
+    assert "flowdiff_step_finished: ConnectionError" in bad[0]["findings"][0]["detail"]
+
+
 def test_a_begun_kernel_computes(environment: Environment, tmp_path: Path) -> None:
     """In Triton's interpreter, as nothing else is at hand: chosen by name, checked, counted."""
     glow = ["--posterior", "glow", "--set", "posterior.steps=[1]", "--set", "posterior.hidden=[4]"]

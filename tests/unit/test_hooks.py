@@ -170,11 +170,21 @@ def test_hooks_are_active_only_for_selected_or_enabled_packages(plugin_packages:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("hookpk", "did you mean 'hookpkg'"), ("flowdiff", "declares no hooks"), ("bad", "cannot")],
+    [
+        ("hookpk", "did you mean 'hookpkg'"),
+        ("jsnl", "did you mean 'jsonl'"),
+        ("flowdiff", "several names; ask for one .*console, jsonl, tensorboard"),
+        ("flowdiff:jsnl", "several names; ask for one .*did you mean 'jsonl'"),
+        ("hookpkg:other", "declares no hooks 'other'"),
+        ("bad", "cannot"),
+        ("twice", "are of 2 packages: named[12]:twice or named[12]:twice"),
+    ],
 )
 def test_enabling_what_cannot_be_enabled(plugin_packages: Any, name: str, words: str) -> None:
     add(plugin_packages, "hookpkg")
     plugin_packages.add("bad", "schema: [")
+    for name_ in ("named1", "named2"):
+        plugin_packages.add(name_, f"hooks: {{twice: {name_}.hooks}}", {"hooks.py": ""})
     with pytest.raises(PluginError, match=words):
         HookCaller.for_run(Registry(), [], enabled=[name])
 

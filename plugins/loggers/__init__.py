@@ -1,0 +1,1 @@
+"""Loggers: hooks that write what happens in a run. Each is switched on by ``--hooks``."""
