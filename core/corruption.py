@@ -148,7 +148,7 @@ def _command(
     has_params: bool,
     names: list[str],
 ) -> str:
-    """``flowdiff run`` on the files, with every setting that differs from its default."""
+    """``flowdiff run`` on the files: settings that differ from their defaults, and the noise."""
     words = ["flowdiff", "run", "--measurements", str(out / "measurements")]
     if has_params:
         words += ["--params", str(out / "params.npz")]
@@ -156,8 +156,10 @@ def _command(
     for part in config.operator:
         cls: Any = registry.load("operator", part["name"])
         usual = cls.Config.model_construct().model_dump(mode="json")
+        # A noise level that is not given would be estimated.
+        level = getattr(cls, "level_setting", "")
         for key, value in part.items():
-            if key != "name" and value != usual.get(key):
+            if key != "name" and (key == level or value != usual.get(key)):
                 words += ["--set", f"op.{part['name']}.{key}={_yaml(value)}"]
     space = operator.space
     if not operator.gives_images or len(space.shape) != 3:

@@ -67,5 +67,8 @@ def as_params(
         if not torch.isfinite(value).all():
             raise UserError(f"operator parameter {name} holds values that are not finite")
         given[name] = value.to(like.dtype)
-    operator.check_params(given)
+    try:
+        operator.check_params(given)
+    except ValueError as error:
+        raise UserError(f"operator parameters: {error}") from error
     return given

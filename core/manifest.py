@@ -309,7 +309,8 @@ def _one_line(text: str) -> str:
 
 def _explain(error: ValidationError, data: dict[Any, Any]) -> str:
     """The first problem as ``field: what is wrong``, and how many more there are."""
-    problems = error.errors()
+    # A misspelt field is unknown, and the right one then missing: the former says what to do.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     at, field = _locate(first["loc"], data)
     message = first["msg"].removeprefix("Value error, ")

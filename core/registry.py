@@ -233,7 +233,8 @@ class Registry:
         if not matches:
             what = kind or "component"
             known = [record.qualified if colon else record.name for record in records]
-            raise PluginError(f"unknown {what} {name!r}{suggest(name, known)}")
+            hint = suggest(name, known) + self._unread()
+            raise PluginError(f"unknown {what} {name!r}{hint}")
         return matches
 
     def load(self, kind: str, name: str) -> type[Any]:
@@ -363,10 +364,14 @@ class Registry:
         if elsewhere:
             return f": {name!r} is of kind {elsewhere[0]}"
         hint = suggest(name, self.names(kind)) or f"; no {kind} is installed"
-        unread = [p.name for p in self.packages if p.manifest is None]
-        if unread:
-            hint += f"; {', '.join(unread)} could not be read, see 'flowdiff plugins list'"
-        return hint
+        return hint + self._unread()
+
+    def _unread(self) -> str:
+        """What may be missing because a package could not be read."""
+        unread = [p.name for p in self.packages if p.manifest is None and p.state != "disabled"]
+        if not unread:
+            return ""
+        return f"; {', '.join(unread)} could not be read, see 'flowdiff plugins list'"
 
 
 _default: Registry | None = None

@@ -106,7 +106,8 @@ def _print(result: Checked) -> None:
         if finding.status == "broken":
             indent = " " * (width + 20)
             typer.echo(f"{indent}law: {finding.says}")
-            typer.echo(f"{indent}usual cause: {finding.cause}")
+            if finding.cause:
+                typer.echo(f"{indent}usual cause: {finding.cause}")
     typer.echo("")
 
 

@@ -156,7 +156,7 @@ def run(
         settings=[*own, *(parse_setting(text) for text in setting or [])],
     )
     if dry_run:
-        _plan(request, as_json)
+        _plan(request, hooks or [], as_json)
     else:
         _finish(out, request, controls, hooks or [], as_json)
 
@@ -177,15 +177,17 @@ def limit_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _plan(request: Request, as_json: bool) -> None:
+def _plan(request: Request, hooks: list[str], as_json: bool) -> None:
     import json
 
     limit_threads()
     from flowdiff.core.api import resolve_request
+    from flowdiff.core.hooks import HookCaller
     from flowdiff.core.plan import make_plan
     from flowdiff.core.registry import get_registry
 
     config = resolve_request(request)
+    HookCaller.for_run(get_registry(), [], hooks)
     plan = make_plan(config, get_registry())
     if as_json:
         content = {"config": plan.config.model_dump(mode="json"), **plan.figures}

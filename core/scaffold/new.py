@@ -126,7 +126,10 @@ def create(folder: Path, kind: str, name: str) -> list[Path]:
     texts = {path: _rendered(template, values) for path, template in files.items()}
     texts[package / "__init__.py"] = f'"""{values["summary"]}, for flowdiff."""\n'
     for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
         write_text(path, text)
     return list(texts)
 

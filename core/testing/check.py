@@ -115,7 +115,8 @@ class BoundLaw:
         finding = _try(self.law, self.cases, {})
         if finding.status == "broken":
             raise LawBroken(
-                f"{finding.law}: {finding.says}\n{finding.detail}\nusual cause: {finding.cause}"
+                f"{finding.law}: {finding.says}\n{finding.detail}"
+                + (f"\nusual cause: {finding.cause}" if finding.cause else "")
             )
         return finding.detail
 
@@ -221,11 +222,10 @@ def check(
         return made(problem="; ".join(refused) or "no place to try it in")
     laws = _suite(kind)[1]
     exempt = _exemptions(subject, laws)
+    findings = [_try(law, [described], {}) for law in DESCRIBED_LAWS]
+    findings += [_try(law, cases, exempt) for law in laws]
     return made(
-        findings=(
-            *(_try(law, [described], {}) for law in DESCRIBED_LAWS),
-            *(_try(law, cases, exempt) for law in laws),
-        ),
+        findings=tuple(_told_once(findings)),
         places=tuple(str(case) for case in cases),
         refused=tuple(refused),
     )
@@ -309,10 +309,21 @@ def _try(law: Law, cases: Sequence[Any], exempt: Mapping[str, str]) -> Finding:
             return replace(finding, status="broken", detail=f"{case}: {error}", cause=law.cause)
         # A stranger's code runs here: whatever it raises, the law is not kept.
         except Exception as error:  # noqa: BLE001
-            return replace(
-                finding, status="broken", detail=f"{case}: {_told(error)}", cause=law.cause
-            )
+            return replace(finding, status="broken", detail=f"{case}: {_told(error)}")
     return replace(finding, detail=measured or "; ".join(dict.fromkeys(reasons)))
+
+
+def _told_once(findings: list[Finding]) -> list[Finding]:
+    """The same exception under many laws is told in full under the first."""
+    first: dict[str, str] = {}
+    told = []
+    for finding in findings:
+        if finding.status == "broken" and not finding.cause and finding.detail in first:
+            finding = replace(finding, detail=f"the same error as {first[finding.detail]}")
+        else:
+            first.setdefault(finding.detail, finding.law)
+        told.append(finding)
+    return told
 
 
 def _told(error: Exception) -> str:

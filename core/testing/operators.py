@@ -198,10 +198,13 @@ def codomain(case: OperatorCase) -> str:
 )
 def parameters(case: OperatorCase) -> str:
     shape = (BATCH, *case.space.shape)
-    first, _ = same_draws(lambda g: case.part.draw_params(shape, g), "draw_params")
+    first, other = same_draws(lambda g: case.part.draw_params(shape, g), "draw_params")
     for key, value in first.items():
         if not isinstance(value, Tensor) or value.shape[:1] != (BATCH,):
             raise LawBroken(f"parameter {key!r} is no tensor with leading size {BATCH}")
+        drawn = not torch.equal(value, other[key])
+        if drawn and all(torch.equal(value[0], value[index]) for index in range(1, BATCH)):
+            raise LawBroken(f"parameter {key!r} is drawn, and is the same for all samples")
     case.part.check_params(first)
     return ", ".join(f"{k} {tuple(v.shape[1:])}" for k, v in first.items()) or "none"
 
@@ -226,11 +229,20 @@ def no_hidden_state(case: OperatorCase) -> str:
         operator.log_likelihood(operator.measure(other, different, generator(5)), other, different)
         after = operator(x, of_operator)
         again = operator.log_likelihood(y, x, of_operator)
+        # One that has seen nothing else: what is kept from the first call shows here.
+        fresh = type(case)(case.component, case.space, case.complex_input)
+        fresh.__dict__["part"] = doubled(case.build())
+        alone = fresh.operator(other, different)
+        seen_before = operator(other, different)
     if not torch.equal(x, kept[0]) or not torch.equal(y, seen):
         raise LawBroken("an argument was changed in place")
     if any(not torch.equal(params[key], kept[1][key]) for key in params):
         raise LawBroken("a parameter was changed in place")
     close(after, before, 1e-12, "A_ω(x) again")
+    close(seen_before, alone, 1e-12, "A_ω of one that was used before, against a new one")
+    if operator.linear:
+        back, once = fresh.operator.adjoint(y, different), operator.adjoint(y, different)
+        close(once, back, 1e-12, "the adjoint of one that was used before, against a new one")
     close(again, density, 1e-12, "log-likelihood again")
     return "equal calls, equal results"
 
@@ -385,6 +397,8 @@ def unobserved(case: OperatorCase) -> str:
     operator, x = case.operator, case.inputs()
     params = case.draw(operator)
     observed = operator.observed(params)
+    if observed is None and isinstance(case.part, NoiseModel):
+        return _noise_behind_a_mask(case)
     if observed is None:
         raise DoesNotApply("everything is observed")
     if observed.dtype != torch.bool:
@@ -403,6 +417,19 @@ def unobserved(case: OperatorCase) -> str:
     before = operator.log_likelihood(y, x, params)
     close(operator.log_likelihood(changed, x, params), before, 1e-12, "after a change of y there")
     return f"{float(hidden.double().mean()):.0%} of the entries"
+
+
+def _noise_behind_a_mask(case: OperatorCase) -> str:
+    """A noise adds up what is observed, and nothing else."""
+    clean, params = case.inputs(), case.params
+    y = case.part.sample(clean, params, generator(3))
+    mask = torch.rand(clean.shape, generator=generator(4)) < 0.6
+    whole = case.part.log_prob(y, clean, params)
+    if whole.shape != (BATCH,):
+        raise LawBroken(f"log_prob has shape {tuple(whole.shape)} instead of {(BATCH,)}")
+    parts = [case.part.log_prob(y, clean, params, seen) for seen in (mask, ~mask)]
+    scale = float(whole.abs().max()) + 1.0
+    return close(parts[0] + parts[1], whole, 1e-8, "log_prob of two halves, against all", scale)
 
 
 @LAWS.law(
@@ -441,6 +468,14 @@ def features(case: OperatorCase) -> str:
     if case.complex_input:
         raise DoesNotApply("images of a run are real")
     operator, x = case.operator, case.inputs()
+    if not isinstance(case.part, ForwardOperator):
+        shown = case.part.param_features(case.params)
+        channels = 0 if shown is None else shown.shape[1]
+        if channels != case.part.feature_channels:
+            raise LawBroken(
+                f"feature_channels is {case.part.feature_channels}, and param_features gives "
+                f"{channels} channels"
+            )
     observation = operator.observe(x, generator(4))
     seen = observation.features()
     wanted = (BATCH, operator.feature_channels, *case.space.spatial)

@@ -104,7 +104,6 @@ def _checked(
             "the target can be imported, and is a class of its kind's contract",
             "broken",
             str(error),
-            "a module that is not in the package, or a class of another base",
         )
         return Checked(record.kind, record.name, str(record.package), (finding,))
 

@@ -11,7 +11,7 @@ from flowdiff.testing import check
 from . import wrong
 
 RIGHT = {
-    "operator": [wrong.Shift, wrong.White, wrong.Laplacian],
+    "operator": [wrong.Shift, wrong.White, wrong.Laplacian, wrong.HeavyTail],
     "posterior": [wrong.Scaled],
     "prior": [wrong.White2],
     "network": [wrong.Told],
@@ -25,6 +25,11 @@ WRONG: list[tuple[str, type[Any], str, str]] = [
     ("operator", wrong.Curved, "linearity", "A(2.5 x − 0.7 z)"),
     ("operator", wrong.HiddenOffset, "linearity", "offset against A_ω(0)"),
     ("operator", wrong.Remembering, "no-hidden-state", "A_ω(x) again"),
+    ("operator", wrong.FirstCall, "no-hidden-state", "against a new one"),
+    ("operator", wrong.SameForAll, "parameters", "the same for all samples"),
+    ("operator", wrong.MiscountedFeatures, "features", "feature_channels is 2"),
+    ("operator", wrong.IgnoresMask, "unobserved", "log_prob of two halves"),
+    ("operator", wrong.OtherTail, "normalised", "another width or another tail"),
     ("operator", wrong.GlobalDraw, "parameters", "global generator"),
     ("operator", wrong.BatchMean, "rows-apart", "of one sample"),
     ("operator", wrong.FarReach, "support-radius", "reaches 2 pixels, and support_radius is 1"),
@@ -59,7 +64,7 @@ WRONG: list[tuple[str, type[Any], str, str]] = [
     ("method", wrong.NoState, "resumed", "from one that was never stopped"),
     ("method", wrong.NotFinite, "steps", "loss is nan"),
     ("method", wrong.BelowTheTruth, "bound", "nats below the true −log p(y)"),
-    ("method", wrong.PromisesMore, "serves", "not yet"),
+    ("method", wrong.PromisesMore, "resumed", "not yet"),
     ("dataset", wrong.Bytes, "units", "leave the range"),
     ("dataset", wrong.Doubles, "images", "float64"),
     ("dataset", wrong.Shuffled, "same-again", ""),
@@ -90,3 +95,10 @@ def test_wrong_ones_are_caught_by_name(kind: str, cls: type[Any], law: str, word
     found = broken(kind, cls)
     assert law in found
     assert words in found[law]
+
+
+def test_an_exception_is_told_once_with_its_own_line_and_no_guess() -> None:
+    found = [f for f in check("operator", wrong.Failing).findings if f.status == "broken"]
+    assert "KeyError: 'gain'" in found[0].detail and "wrong.py, line" in found[0].detail
+    assert not any(f.cause for f in found if "error" in f.detail.lower())
+    assert sum(f.detail.startswith("the same error as codomain") for f in found) >= 3

@@ -83,6 +83,41 @@ class Remembering(Shift):
         return last * super().forward(x, params)
 
 
+class FirstCall(Remembering):
+    """The gain of its first call, for ever."""
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        if not hasattr(self, "first"):
+            self.first = float(params["gain"].mean())
+        return self.first * Shift.forward(self, x, params)
+
+
+class SameForAll(Shift):
+    """One drawn number for the whole batch."""
+
+    def draw_params(self, shape: Any, generator: Any, device: Any = "cpu") -> dict[str, Tensor]:
+        return {"gain": torch.rand((1,), generator=generator).expand(shape[0])}
+
+
+class MiscountedFeatures(SameForAll):
+    """Shows its gain, and counts two channels."""
+
+    feature_channels = 2  # type: ignore[assignment]
+
+    def draw_params(self, shape: Any, generator: Any, device: Any = "cpu") -> dict[str, Tensor]:
+        return {"gain": torch.rand((shape[0],), generator=generator)}
+
+    def param_features(self, params: Params) -> Tensor:
+        return params["gain"][:, None]
+
+
+class Failing(Shift):
+    """Raises, wherever it is tried."""
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        raise KeyError("gain")
+
+
 class GlobalDraw(Shift):
     """Its parameters come from torch's global generator."""
 
@@ -194,6 +229,15 @@ class NoConstant(White):
     constant = 0.0
 
 
+class IgnoresMask(White):
+    """Counts what is not observed."""
+
+    def log_prob(
+        self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
+    ) -> Tensor:
+        return super().log_prob(y, clean, params)
+
+
 class SameNoise(White):
     """The same noise for each seed."""
 
@@ -217,6 +261,36 @@ class Laplacian(White):
         self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
     ) -> Tensor:
         entries = -(y - clean).abs() / self.scale - math.log(2 * self.scale / self.height)
+        if observed is not None:
+            entries = entries.masked_fill(~observed, 0.0)
+        return entries.flatten(1).sum(1)
+
+
+class OtherTail(Laplacian):
+    """Draws normal noise of the same variance."""
+
+    def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        return White.sample(self, clean, params, generator)
+
+
+class HeavyTail(White):
+    """Right: Student's t with 2.2 degrees of freedom, whose fourth moment is infinite."""
+
+    gaussian = False
+    t = torch.distributions.StudentT(torch.tensor(2.2).double())
+    scale = 0.3 * (0.2 / 2.2) ** 0.5
+
+    def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        u = torch.rand(clean.shape, generator=generator, dtype=torch.float64)
+        from scipy.stats import t
+
+        drawn = torch.from_numpy(t.ppf(u.numpy(), 2.2))
+        return clean + (self.scale * drawn).to(clean.dtype)
+
+    def log_prob(
+        self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
+    ) -> Tensor:
+        entries = self.t.log_prob((y - clean) / self.scale) - math.log(self.scale)
         if observed is not None:
             entries = entries.masked_fill(~observed, 0.0)
         return entries.flatten(1).sum(1)
