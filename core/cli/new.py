@@ -16,8 +16,8 @@ def new_package(
         str,
         typer.Option(
             metavar="K",
-            help="operator, posterior, prior, network, method, solver, dataset, metric, kernel or "
-            "logger.",
+            help="operator, noise, posterior, prior, network, method, solver, dataset, metric, "
+            "kernel or logger.",
         ),
     ],
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the component, such as vignette.")],

@@ -42,6 +42,7 @@ _KINDS = {
         "map, linear, adjoint, pseudo_inverse",
         "flowdiff run --op {name} --preset quick",
     ),
+    "noise": _Kind("Logistic noise", "noise", "flowdiff run --op {name} --preset quick"),
     "posterior": _Kind(
         "One conditional affine layer", "density", "flowdiff run --posterior {name} --preset quick"
     ),
@@ -138,10 +139,13 @@ def _values(kind: str, name: str) -> dict[str, Any]:
     about = _KINDS[kind]
     distribution = canonicalize_name(f"flowdiff-{name}")
     # Kernels and hooks have no name of their own.
-    check = distribution if kind in _TESTS else f"--kind {kind} {name}"
+    component = "operator" if kind == "noise" else kind
+    check = distribution if kind in _TESTS else f"--kind {component} {name}"
     prove = "TRITON_INTERPRET=1 " if kind == "kernel" else ""
     return {
         "kind": kind,
+        # A noise is an operator to the manifest.
+        "component": component,
         "article": "An" if kind[0] in "aeiou" else "A",
         "name": name,
         "cls": "".join(word.capitalize() for word in name.split("_")),

@@ -27,7 +27,7 @@ TOGETHER = {
     "method": ["--method", "my_method"],
     "network": ["--prior", "edm", "--set", "prior.network=my_network"],
     "all the others": [
-        *("--op", "my_operator", "--prior", "my_prior", "--posterior", "my_posterior"),
+        *("--op", "my_operator+my_noise", "--prior", "my_prior", "--posterior", "my_posterior"),
         *("--data", "my_dataset", "--set", "data.size=8", "--hooks", "flowdiff-my-logger"),
         *("--set", "eval.metrics=[my_metric]"),
     ],
@@ -104,7 +104,8 @@ def test_a_begun_kernel_computes(environment: Environment, tmp_path: Path) -> No
 def test_what_was_just_begun_runs(which: str, environment: Environment, tmp_path: Path) -> None:
     environment.flowdiff(*run_with(TOGETHER[which], tmp_path / "run"))
     used = json.loads((tmp_path / "run" / "environment.json").read_text())
-    mine = {word for word in TOGETHER[which] if word.startswith("my_")}
+    words = [part for word in TOGETHER[which] for part in word.split("+")]
+    mine = {word for word in words if word.startswith("my_")}
     assert all(f"flowdiff-{word.replace('_', '-')}" in json.dumps(used) for word in mine)
     assert (tmp_path / "run" / "report.html").exists()
     if which == "all the others":
