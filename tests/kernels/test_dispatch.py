@@ -87,21 +87,21 @@ def test_one_without_packages_is_the_reference() -> None:
 
 
 def test_a_kernel_is_chosen_checked_once_and_counted(add: Any) -> None:
-    add("slow", priority=1)
-    add("fast", priority=2)
+    add("kslow", priority=1)
+    add("kfast", priority=2)
     run = Dispatcher(get_registry())
     for _ in range(3):
         run("act_norm", *inputs(2, 3, 5))
     # Other dtypes and refused shapes go to the reference.
     run("act_norm", *inputs(2, 3, 5, dtype=torch.float64))
     run("act_norm", *inputs(2, 3, 1, 1, 5))
-    assert run.counts == {"act_norm": {"fast": 3, "reference": 2}}
-    import fast.kernels
+    assert run.counts == {"act_norm": {"kfast": 3, "reference": 2}}
+    import kfast.kernels
 
     tried = len(
         list(OPS["act_norm"].inputs(torch.Generator(), torch.device("cpu"), torch.float32))
     )
-    assert fast.kernels.Right.calls == 3 + tried
+    assert kfast.kernels.Right.calls == 3 + tried
     assert not run.problems
 
 
@@ -116,10 +116,10 @@ def test_a_kernel_is_chosen_checked_once_and_counted(add: Any) -> None:
 def test_a_wrong_kernel_is_told_of_once_and_the_run_goes_on(
     add: Any, cls: str, words: str
 ) -> None:
-    add("good", priority=1)
-    add("bad", cls, priority=2)
+    add("kgood", priority=1)
+    add("kbad", cls, priority=2)
     run = Dispatcher(get_registry())
-    with pytest.warns(KernelWarning, match=r"act_norm by bad of bad 1\.0 failed: "):
+    with pytest.warns(KernelWarning, match=r"act_norm by kbad of kbad 1\.0 failed: "):
         run("act_norm", *inputs(2, 3, 40))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -127,49 +127,49 @@ def test_a_wrong_kernel_is_told_of_once_and_the_run_goes_on(
             run("act_norm", *inputs(2, 3, 40))
     assert len(run.problems) == 1
     assert words in run.problems[0]
-    assert run.counts == {"act_norm": {"good": 3}}
-    with pytest.raises(RunError, match=r"bad of bad 1\.0 failed"):
+    assert run.counts == {"act_norm": {"kgood": 3}}
+    with pytest.raises(RunError, match=r"kbad of kbad 1\.0 failed"):
         Dispatcher(get_registry(), "require")("act_norm", *inputs(2, 3, 40))
-    with pytest.raises(RunError, match=r"bad of bad 1\.0 failed"):
-        Dispatcher(get_registry(), "auto", {"act_norm": "bad"})("act_norm", *inputs(2, 3, 40))
+    with pytest.raises(RunError, match=r"kbad of kbad 1\.0 failed"):
+        Dispatcher(get_registry(), "auto", {"act_norm": "kbad"})("act_norm", *inputs(2, 3, 40))
 
 
 def test_an_import_error_and_a_failure_later(add: Any) -> None:
-    add("broken", priority=3, source="1 / 0")
-    add("later", "Later", priority=2)
+    add("kbroken", priority=3, source="1 / 0")
+    add("klater", "Later", priority=2)
     run = Dispatcher(get_registry())
     with pytest.warns(KernelWarning, match="ZeroDivisionError"):
         run("act_norm", *inputs(2, 3, 5))
     with pytest.warns(KernelWarning, match="MemoryError: out of memory"):
         made = run("act_norm", *inputs(7, 3, 2))
     assert torch.equal(made[0], OPS["act_norm"].reference(*inputs(7, 3, 2))[0])
-    assert run.counts == {"act_norm": {"later": 1, "reference": 1}}
+    assert run.counts == {"act_norm": {"klater": 1, "reference": 1}}
 
 
 def test_modes(add: Any) -> None:
-    add("mine")
+    add("kmine")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = Dispatcher(get_registry(), "reference")
         plain("act_norm", *inputs(2, 3, 5))
-        but_one = Dispatcher(get_registry(), "reference", {"act_norm": "mine"})
+        but_one = Dispatcher(get_registry(), "reference", {"act_norm": "kmine"})
         but_one("act_norm", *inputs(2, 3, 5))
         without = Dispatcher(get_registry(), "auto", {"act_norm": "reference"})
         without("act_norm", *inputs(2, 3, 5))
     assert plain.counts == without.counts == {"act_norm": {"reference": 1}}
-    assert but_one.counts == {"act_norm": {"mine": 1}}
+    assert but_one.counts == {"act_norm": {"kmine": 1}}
     with pytest.raises(RunError, match="cannot be used: more than four axes"):
         but_one("act_norm", *inputs(2, 3, 1, 1, 5))
-    with pytest.raises(RunError, match="act_norm by mine does not serve float64 on cpu"):
+    with pytest.raises(RunError, match="act_norm by kmine does not serve float64 on cpu"):
         but_one("act_norm", *inputs(2, 3, 5, dtype=torch.float64))
     with pytest.raises(UserError, match="no such op"):
         Dispatcher(get_registry(), "auto", {"actnorm": "mine"})
-    with pytest.raises(UserError, match="did you mean 'mine'"):
-        Dispatcher(get_registry(), "auto", {"act_norm": "mime"})
+    with pytest.raises(UserError, match="did you mean 'kmine'"):
+        Dispatcher(get_registry(), "auto", {"act_norm": "kmime"})
 
 
 def test_the_check_does_not_move_the_runs_streams(add: Any) -> None:
-    add("mine")
+    add("kmine")
     before = torch.get_rng_state()
     with using(Dispatcher(get_registry())) as run:
         run("act_norm", *inputs(2, 3, 5))
@@ -193,20 +193,20 @@ def test_references_agree_with_themselves(name: str) -> None:
 
 
 def test_check_and_doctor_name_the_wrong_kernel(add: Any, run_cli: Any) -> None:
-    add("bad", "Tail")
-    code, out, _ = run_cli("plugins", "check", "bad")
+    add("kbad", "Tail")
+    code, out, _ = run_cli("plugins", "check", "kbad")
     assert code == 1
-    assert "kernel act_norm by bad" in out and "the last, partial block" in out
+    assert "kernel act_norm by kbad" in out and "the last, partial block" in out
     code, out, _ = run_cli("doctor")
     assert code == 1
-    assert any("bad 1.0" in line and "wrong" in line for line in out.splitlines())
+    assert any("kbad 1.0" in line and "wrong" in line for line in out.splitlines())
 
 
 def test_a_run_says_which_ran(add: Any, run_cli: Any, tmp_path: Any) -> None:
     import json
 
-    add("bad", "Tail", priority=2)
-    add("good", priority=1)
+    add("kbad", "Tail", priority=2)
+    add("kgood", priority=1)
     small = ["--set=train.steps=2", "--set=train.batch_size=8", "--set=data.n=30"]
     small += ["--set=eval.metrics=[]", "--set=eval.bootstrap=20", "--set=eval.n_posterior=2"]
     parts = ["--method=flowdiff", "--prior=gaussian", "--op=gaussian_noise"]
@@ -216,14 +216,16 @@ def test_a_run_says_which_ran(add: Any, run_cli: Any, tmp_path: Any) -> None:
         code, _, err = run_cli("run", *parts, *glow, *small, "--out", str(out))
     assert code == 0, err
     kernels = json.loads((out / "summary.json").read_text())["kernels"]
-    assert set(kernels["calls"]["act_norm"]) == {"good"}
+    assert set(kernels["calls"]["act_norm"]) == {"kgood"}
     assert len(kernels["problems"]) == 1
     report = (out / "report.html").read_text()
-    assert "kernels of good" in report and "bad of bad 1.0 failed" in report
+    assert "kernels of kgood" in report and "kbad of kbad 1.0 failed" in report
     others = ["--kernel=affine_coupling=reference", "--kernel=affine_coupling_inverse=reference"]
     strict = ["--kernels=require", *others, "--out", str(tmp_path / "b")]
     code, _, err = run_cli("run", *parts, *glow, *small, *strict)
-    assert code == 1 and "bad of bad 1.0 failed" in err
-    code, _, err = run_cli("run", *parts, "--kernel", "act_nrm=good", "--out", str(tmp_path / "c"))
+    assert code == 1 and "kbad of kbad 1.0 failed" in err
+    code, _, err = run_cli(
+        "run", *parts, "--kernel", "act_nrm=kgood", "--out", str(tmp_path / "c")
+    )
     assert code == 2 and "no such op (did you mean 'act_norm'?)" in err
     assert not (tmp_path / "c").exists()

@@ -122,26 +122,26 @@ def test_its_own_tests_pass(environment: Environment) -> None:
 def test_three_strangers_together(environment: Environment, tmp_path: Path) -> None:
     """A complex operator, a posterior and a prior of three packages: killed, resumed, restored."""
     parts = ["--op", "fourier_lines", "--prior", "ppca", "--posterior", "student"]
-    parts += ["--set", "op.gaussian_noise.sigma=0.1", "--set", "train.checkpoint_every=10"]
+    parts += ["--set", "op.gaussian_noise.sigma=0.1", "--set", "train.checkpoint_every=5"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = environment.flowdiff(*run_with(parts, whole, steps=60))
+    done = environment.flowdiff(*run_with(parts, whole, steps=30))
     # A hook that fails is told of once, and neither stops the run nor the other hooks.
     told = done.stdout + done.stderr
     assert told.count("the tracking server is not there") == 1
     assert "flowdiff-mri-lines 1.2.0, flowdiff_step_finished" in " ".join(told.split())
     events = (whole / "events.txt").read_text().splitlines()
     assert events[0] == "started" and events[-1] == "finished"
-    assert "saved step-60.safetensors" in events
+    assert "saved step-30.safetensors" in events
 
-    process = environment.start(*run_with(parts, killed, steps=60))
+    process = environment.start(*run_with(parts, killed, steps=30))
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoints" / "step-10.safetensors").exists():
+    while not (killed / "checkpoints" / "step-5.safetensors").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     environment.flowdiff("run", "--resume", str(killed))
-    last = "checkpoints/step-60.safetensors"
+    last = "checkpoints/step-30.safetensors"
     first, second = load_file(whole / last), load_file(killed / last)
     assert first.keys() == second.keys()
     assert all(first[key].equal(second[key]) for key in first)
