@@ -24,7 +24,6 @@ SMALL = [
     "--set=eval.metrics=[mmd]",
 ]
 TOGETHER = {
-    "method": ["--method", "my_method"],
     "network": ["--prior", "edm", "--set", "prior.network=my_network"],
     "all the others": [
         *("--op", "my_operator+my_noise", "--prior", "my_prior", "--posterior", "my_posterior"),
@@ -46,8 +45,6 @@ pytestmark = pytest.mark.slow
 def run_with(options: list[str], out: Path, steps: int = 4) -> list[str]:
     """A small run: the options, and the cheapest part for what they do not name."""
     command = ["run", "--out", str(out), *SMALL, f"--set=train.steps={steps}", *options]
-    if "my_method" in options:
-        return [*command, "--op", "gaussian_noise"]
     for option, name in CHEAP.items():
         if option not in options:
             command += [option, name]
@@ -110,13 +107,6 @@ def test_what_was_just_begun_runs(which: str, environment: Environment, tmp_path
     assert (tmp_path / "run" / "report.html").exists()
     if which == "all the others":
         assert len((tmp_path / "run" / "my_logger.csv").read_text().splitlines()) == 5
-
-
-def test_its_own_tests_pass(environment: Environment) -> None:
-    """Those of the others are the laws too, which the check has tried."""
-    own = environment.begun / "operator"
-    done = environment.run(["-m", "pytest", "-q", "-p", "no:cacheprovider"], own)
-    assert "passed" in done.stdout
 
 
 def test_three_strangers_together(environment: Environment, tmp_path: Path) -> None:
