@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -47,12 +47,16 @@ class KernelWarning(UserWarning):
     """A kernel failed, and the reference takes its place."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Installed:
-    """A kernel of a package."""
+    """A kernel of a package, and what is known of it in this dispatcher."""
 
     entry: Entry
     package: Package
+    made: Kernel | None = None
+    failed: bool = False
+    right_on: set[tuple[str, torch.dtype]] = field(default_factory=set)
+    """Devices and dtypes on which it gave what the reference gives."""
 
     @property
     def name(self) -> str:
@@ -85,9 +89,6 @@ class Dispatcher:
         self.problems: list[str] = []
         """What failed, once each."""
         self._kernels = _installed(registry)
-        self._made: dict[str, Kernel] = {}
-        self._failed: set[str] = set()
-        self._checked: set[tuple[str, str, torch.dtype]] = set()
         self._candidates: dict[tuple[str, str, torch.dtype], list[_Installed]] = {}
         for op, backend in self.chosen.items():
             if op not in OPS:
@@ -103,11 +104,11 @@ class Dispatcher:
         op = OPS[name]
         first: Tensor = inputs[0]
         for kernel in self._of(op, first):
-            reasons = self._try_make(kernel)
-            made = self._made.get(str(kernel))
-            if made is not None:
-                reasons = made.not_supported_reasons(*inputs)
-            if not reasons and made is not None and self._right(op, kernel, made, first):
+            made = kernel.made or self._make(kernel)
+            if made is None:
+                continue
+            reasons = made.not_supported_reasons(*inputs)
+            if not reasons and self._right(op, kernel, made, first):
                 try:
                     value = made(*inputs)
                 # Other people's code: the run goes on by the reference.
@@ -125,7 +126,7 @@ class Dispatcher:
         key = (op.name, first.device.type, first.dtype)
         if key not in self._candidates:
             self._candidates[key] = self._find(*key)
-        return [k for k in self._candidates[key] if str(k) not in self._failed]
+        return [kernel for kernel in self._candidates[key] if not kernel.failed]
 
     def _find(self, op: str, device: str, dtype: torch.dtype) -> list[_Installed]:
         wanted = self.chosen.get(op)
@@ -145,33 +146,26 @@ class Dispatcher:
             raise RunError(f"kernel {op} by {wanted} does not serve {named} on {device}")
         return sorted(found, key=lambda kernel: -kernel.entry.priority)
 
-    def _try_make(self, kernel: _Installed) -> list[str]:
-        if str(kernel) in self._made:
-            return []
+    def _make(self, kernel: _Installed) -> Kernel | None:
         try:
-            made = resolve_target(kernel.entry.target)()
-            if not isinstance(made, Kernel):
-                raise TypeError(f"{kernel.entry.target} is not a flowdiff.core.Kernel")
-        # Other people's code runs at import.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            self._fail(kernel, f"{type(error).__name__}: {error}")
-            return ["it could not be loaded"]
-        self._made[str(kernel)] = made
-        return []
+            kernel.made = load_kernel(kernel.entry, kernel.package)
+        except PluginError as error:
+            self._fail(kernel, str(error))
+        return kernel.made
 
     def _right(self, op: Op, kernel: _Installed, made: Kernel, first: Tensor) -> bool:
-        key = (str(kernel), first.device.type, first.dtype)
-        if key not in self._checked:
+        where = (first.device.type, first.dtype)
+        if where not in kernel.right_on:
             problem = compare(op, made, first.device, first.dtype)
             if problem:
                 self._fail(kernel, problem)
                 return False
-            self._checked.add(key)
+            kernel.right_on.add(where)
         return True
 
     def _fail(self, kernel: _Installed, problem: str) -> None:
         text = " ".join(problem.split())
-        self._failed.add(str(kernel))
+        kernel.failed = True
         message = f"kernel {kernel} failed: {text}"
         if self.mode == "require" or kernel.entry.op in self.chosen:
             raise RunError(message)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["coupling", "coupling_inverse"]
+__all__ = ["coupling"]
 
 BLOCK = 1024
 
@@ -183,13 +183,9 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_log: Tensor) -> tuple[Any, .
 torch.library.register_autograd("flowdiff::affine_coupling", _differentiate, setup_context=_save)
 
 
-def coupling(u: Tensor, raw: Tensor, shift: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """x and log|dx/du|: see `flowdiff.core.ops`, ``affine_coupling``."""
-    made: tuple[Tensor, Tensor] = torch.ops.flowdiff.affine_coupling(u, raw, shift, bound, False)
-    return made
-
-
-def coupling_inverse(x: Tensor, raw: Tensor, shift: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """u and log|du/dx|: see `flowdiff.core.ops`, ``affine_coupling_inverse``."""
-    made: tuple[Tensor, Tensor] = torch.ops.flowdiff.affine_coupling(x, raw, shift, bound, True)
+def coupling(
+    u: Tensor, raw: Tensor, shift: Tensor, bound: float, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """The op ``affine_coupling`` of `flowdiff.core.ops`, or its inverse."""
+    made: tuple[Tensor, Tensor] = torch.ops.flowdiff.affine_coupling(u, raw, shift, bound, inverse)
     return made

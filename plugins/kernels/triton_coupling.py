@@ -9,6 +9,7 @@ before such a kernel runs. On a CPU it runs in Triton's interpreter, which the v
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -22,11 +23,20 @@ __all__ = ["AffineCoupling", "AffineCouplingInverse"]
 class _Coupling(Kernel):
     """What both directions have in common."""
 
+    inverse: ClassVar[bool]
+
+    def __call__(
+        self, u: Tensor, raw: Tensor, shift: Tensor, bound: float
+    ) -> tuple[Tensor, Tensor]:
+        from ._triton_coupling import coupling
+
+        return coupling(u, raw, shift, bound, self.inverse)
+
     def not_supported_reasons(
         self, u: Tensor, raw: Tensor, shift: Tensor, bound: float
     ) -> list[str]:
         reasons = []
-        if find_spec("triton") is None:
+        if not _installed():
             reasons.append("triton is not installed")
         if u.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             reasons.append("on a CPU it needs TRITON_INTERPRET=1")
@@ -45,26 +55,20 @@ class AffineCoupling(_Coupling):
     """From latent to image: u e^s + t and Σ s."""
 
     op: ClassVar[str] = "affine_coupling"
-
-    def __call__(
-        self, u: Tensor, raw: Tensor, shift: Tensor, bound: float
-    ) -> tuple[Tensor, Tensor]:
-        from ._triton_coupling import coupling
-
-        return coupling(u, raw, shift, bound)
+    inverse: ClassVar[bool] = False
 
 
 class AffineCouplingInverse(_Coupling):
     """From image to latent: (x − t) e^−s and −Σ s."""
 
     op: ClassVar[str] = "affine_coupling_inverse"
+    inverse: ClassVar[bool] = True
 
-    def __call__(
-        self, x: Tensor, raw: Tensor, shift: Tensor, bound: float
-    ) -> tuple[Tensor, Tensor]:
-        from ._triton_coupling import coupling_inverse
 
-        return coupling_inverse(x, raw, shift, bound)
+@cache
+def _installed() -> bool:
+    """Whether Triton is there; looked for once, as reasons are asked for before each call."""
+    return find_spec("triton") is not None
 
 
 def _rows_are_dense(x: Tensor) -> bool:
