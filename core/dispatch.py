@@ -32,9 +32,11 @@ __all__ = [
     "Mode",
     "call_op",
     "compare",
+    "devices_here",
     "get_dispatcher",
     "kernels_of",
     "load_kernel",
+    "reasons_here",
     "set_dispatcher",
     "using",
 ]
@@ -175,6 +177,16 @@ class Dispatcher:
     def _count(self, op: str, backend: str) -> None:
         counts = self.counts.setdefault(op, {})
         counts[backend] = counts.get(backend, 0) + 1
+
+
+def devices_here() -> tuple[str, ...]:
+    """Kinds of devices of this machine, as manifests name them."""
+    return ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+
+
+def reasons_here(op: Op, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why a kernel does not take the first of the op's inputs on a device and in a dtype."""
+    return kernel.not_supported_reasons(*next(op.inputs(torch.Generator(), device, dtype)))
 
 
 def compare(op: Op, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:

@@ -61,13 +61,18 @@ def _devices() -> list[dict[str, str]]:
 def _kernels() -> list[dict[str, str]]:
     import torch
 
-    from flowdiff.core.dispatch import compare, kernels_of, load_kernel
+    from flowdiff.core.dispatch import (
+        compare,
+        devices_here,
+        kernels_of,
+        load_kernel,
+        reasons_here,
+    )
     from flowdiff.core.errors import PluginError
     from flowdiff.core.ops import OPS
     from flowdiff.core.registry import get_registry
 
     rows = []
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for entry, package in kernels_of(get_registry()):
         about = {"op": entry.op, "backend": entry.backend, "package": str(package)}
         try:
@@ -75,17 +80,16 @@ def _kernels() -> list[dict[str, str]]:
         except PluginError as error:
             rows.append({**about, "device": "-", "state": "wrong", "reason": str(error)})
             continue
-        for device in devices:
-            where = torch.device(device)
+        for device in devices_here():
+            op, where = OPS[entry.op], torch.device(device)
             if entry.devices and device not in entry.devices:
                 rows.append({**about, "device": device, "state": "not here", "reason": "manifest"})
                 continue
-            trial = next(OPS[entry.op].inputs(torch.Generator(), where, torch.float32))
-            reasons = kernel.not_supported_reasons(*trial)
+            reasons = reasons_here(op, kernel, where, torch.float32)
             if reasons:
                 state, reason = "not here", "; ".join(reasons)
             else:
-                reason = compare(OPS[entry.op], kernel, where, torch.float32)
+                reason = compare(op, kernel, where, torch.float32)
                 state = "wrong" if reason else "serves"
             rows.append({**about, "device": device, "state": state, "reason": reason})
     return rows

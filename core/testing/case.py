@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.core.assembly import factory_of, with_nested
-from flowdiff.core.config import resolve_part
+from flowdiff.core.config import resolve_part, validate
 from flowdiff.core.errors import UserError
 from flowdiff.core.gaussian import Gaussian
 from flowdiff.core.part import BuildContext
@@ -143,6 +143,18 @@ class Case:
         cls, config, place = self._configured(self.context())
         with seeded(seed):
             return cls(config, place, **arguments)
+
+    def build_alone(self, scope: str, **defaults: Any) -> Any:
+        """A new instance of a part that knows no place, as cls(config).
+
+        Args:
+            scope: for messages.
+            defaults: settings, where the user gives none.
+        """
+        c = self.component
+        settings = resolve_part(c.registry, c.kind, c.name, {**defaults, **c.settings})
+        settings.pop("name")
+        return c.cls(validate(c.cls.Config, settings, scope))
 
     def images(self, count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
         """Random images within the value range, or normal ones, (count, C, *spatial)."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from flowdiff.core.config import resolve_part, validate
 from flowdiff.core.dataset import Dataset, DatasetConfig
 from flowdiff.core.errors import UserError
 from flowdiff.core.measured import MeasuredDataset
@@ -41,10 +40,7 @@ class DatasetCase(Case):
 
     def make(self) -> Any:
         """The data set, read afresh."""
-        c = self.component
-        settings = resolve_part(c.registry, c.kind, c.name, c.settings)
-        settings.pop("name")
-        return c.cls(validate(c.cls.Config, settings, "data"))
+        return self.build_alone("data")
 
     @cached_property
     def source(self) -> Any:

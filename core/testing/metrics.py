@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowdiff.core.config import resolve_part, validate
 from flowdiff.core.metric import MetricConfig, MetricValue
 
 from .case import PLACES, Case, Component, generator, unchanged_global_generator
@@ -38,10 +37,7 @@ class MetricCase(Case):
     @cached_property
     def metric(self) -> Any:
         """The metric, with few bootstrap replicates."""
-        c = self.component
-        settings = resolve_part(c.registry, c.kind, c.name, {"bootstrap": 20, **c.settings})
-        settings.pop("name")
-        return c.cls(validate(c.cls.Config, settings, "metric"))
+        return self.build_alone("metric", bootstrap=20)
 
     @property
     def count(self) -> int:

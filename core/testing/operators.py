@@ -100,7 +100,7 @@ class OperatorCase(Case):
             complex_input=spec.is_complex,
             factory=self.context().factory,
         )
-        noise = doubled(place.factory("operator", "gaussian_noise", place))  # type: ignore[arg-type]
+        noise = doubled(place.make("operator", "gaussian_noise"))
         assert isinstance(noise, NoiseModel)
         return ComposedOperator(self.context(), [(name, part)], ("gaussian_noise", noise))
 
@@ -126,13 +126,6 @@ class OperatorCase(Case):
         if not spec.is_complex:
             return y
         return torch.complex(y, randn(y.shape, generator(seed + 1), dtype=torch.float64))
-
-    def apply(self, x: Tensor, params: Params) -> Tensor:
-        """A_ω(x); of a noise the noiseless measurement itself, and so a reason to leave."""
-        if self.is_noise:
-            raise DoesNotApply("it is a noise")
-        y: Tensor = self.part(x, params)
-        return y
 
     def linear_part(self) -> Any:
         """The part, where it is linear."""
@@ -231,7 +224,6 @@ def no_hidden_state(case: OperatorCase) -> str:
         again = operator.log_likelihood(y, x, of_operator)
         # One that has seen nothing else: what is kept from the first call shows here.
         fresh = type(case)(case.component, case.space, case.complex_input)
-        fresh.__dict__["part"] = doubled(case.build())
         alone = fresh.operator(other, different)
         seen_before = operator(other, different)
     if not torch.equal(x, kept[0]) or not torch.equal(y, seen):

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from flowdiff.core.api import run
 from flowdiff.core.discovery import Package
-from flowdiff.core.dispatch import compare, load_kernel
+from flowdiff.core.dispatch import compare, devices_here, load_kernel, reasons_here
 from flowdiff.core.errors import PluginError, UserError, suggest
 from flowdiff.core.hooks import HookWarning
 from flowdiff.core.manifest import Kernel
@@ -125,18 +125,18 @@ def _kernel(entry: Kernel, package: Package) -> Checked:
         return Checked("kernel", name, of, (Finding("loads", says, "broken", str(error), cause),))
     findings: list[Finding] = []
     refused: list[str] = []
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+    for device in devices_here():
         if entry.devices and device not in entry.devices:
             continue
         where = torch.device(device)
-        for dtype in entry.dtypes or ("float32",):
-            trial = next(op.inputs(torch.Generator(), where, getattr(torch, dtype)))
-            reasons = kernel.not_supported_reasons(*trial)
+        for name_of_dtype in entry.dtypes or ("float32",):
+            dtype = getattr(torch, name_of_dtype)
+            reasons = reasons_here(op, kernel, where, dtype)
             if reasons:
-                refused.append(f"{device}, {dtype}: {'; '.join(reasons)}")
+                refused.append(f"{device}, {name_of_dtype}: {'; '.join(reasons)}")
                 continue
-            law = f"{dtype}-on-{device}"
-            problem = compare(op, kernel, where, getattr(torch, dtype))
+            law = f"{name_of_dtype}-on-{device}"
+            problem = compare(op, kernel, where, dtype)
             if problem:
                 findings.append(Finding(law, says, "broken", problem, cause))
             else:

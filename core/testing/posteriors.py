@@ -28,7 +28,7 @@ from .case import (
     z_score,
 )
 from .law import DoesNotApply, LawBroken, Laws
-from .problem import chain
+from .problem import masks_and_noise
 
 __all__ = ["LAWS", "PosteriorCase"]
 
@@ -46,9 +46,8 @@ class PosteriorCase(Case):
 
     @cached_property
     def operator(self) -> ForwardOperator:
-        """Masks of their own for each sample, and noise: what an observation holds besides y."""
-        base = super().context()
-        return chain(base, "random_mask+gaussian_noise", {"gaussian_noise": {"sigma": 0.3}})
+        """Masks and noise, in float64."""
+        return masks_and_noise(self.space, self.component.registry).double()
 
     def context(self) -> BuildContext:
         base = super().context()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from flowdiff.core.prior import DiffusionPrior
+from flowdiff.core.prior import DiffusionPrior, expand
 
 from .case import Case, close, doubled, generator, kick, same_draws, some_gaussian, z_score
 from .law import DoesNotApply, LawBroken, Laws
@@ -52,13 +51,6 @@ class PriorCase(Case):
         """Draws of the Gaussian."""
         drawn: Tensor = self.moments.sample(MANY, generator(1))
         return drawn
-
-    @property
-    def entropy(self) -> float:
-        """Of the Gaussian, in nats."""
-        d = self.space.dimension
-        log_det = float(self.moments.variances.log().sum())
-        return 0.5 * (d * math.log(2 * math.pi * math.e) + log_det)
 
     def diffusion(self) -> Any:
         """The prior, where it is a diffusion model."""
@@ -261,5 +253,5 @@ def score(case: PriorCase) -> str:
             own = slice(index, index + 1)
             alone = prior("denoise", x[own], sigma[own])
             close(alone, made[own], 1e-7, "one image alone")
-        wanted = (made - x) / sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2
+        wanted = (made - x) / expand(sigma, x) ** 2
         return close(prior.score(x, sigma), wanted, 1e-7, "score")

@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowdiff.core.assembly import with_nested
-from flowdiff.core.config import resolve_part
 from flowdiff.core.observation import Observation
 from flowdiff.core.operator import ForwardOperator
 from flowdiff.core.part import BuildContext
@@ -18,7 +16,7 @@ from flowdiff.core.wiener import Wiener
 
 from .case import Case, close, generator, same_draws, some_gaussian
 from .law import DoesNotApply, LawBroken, Laws
-from .problem import chain
+from .problem import masks_and_noise
 
 __all__ = ["LAWS", "SolverCase"]
 
@@ -32,11 +30,8 @@ class SolverCase(Case):
 
     @cached_property
     def operator(self) -> ForwardOperator:
-        """Masks of their own for each sample, and noise."""
-        op = chain(
-            super().context(), "random_mask+gaussian_noise", {"gaussian_noise": {"sigma": 0.3}}
-        )
-        return op.float()
+        """Masks and noise."""
+        return masks_and_noise(self.space, self.component.registry)
 
     def context(self) -> BuildContext:
         base = super().context()
@@ -50,10 +45,7 @@ class SolverCase(Case):
     @cached_property
     def prior(self) -> Any:
         """The same Gaussian as a prior: its denoiser is exact."""
-        registry = self.component.registry
-        settings = resolve_part(registry, "prior", "gaussian", {})
-        cls, config, place = with_nested("prior", settings, super().context(), registry)
-        prior = cls(config, place)
+        prior = super().context().make("prior", "gaussian")
         prior.initialise(self.moments, generator(3))
         return prior
 
