@@ -25,20 +25,10 @@ def new_package(
     """Write a complete small package: it installs, passes its check, and runs at once."""
     from flowdiff.core.scaffold import create
 
-    files = create(folder, kind, name)
-    for path in files:
+    written = create(folder, kind, name)
+    for path in written.files:
         typer.echo(f"wrote {path}")
-    package = next(path.parent for path in files if path.name == "registry.yaml")
-    source = next(p for p in files if p.parent == package and p.name.endswith(".py"))
-    steps = [f"pip install -e '{folder}[test]'", *_commands(folder / "README.md")]
     typer.echo("\nnext:")
-    for step in steps:
-        typer.echo(f"  {step}")
-    typer.echo(f"then make {source} your own; the check says what no longer holds")
-
-
-def _commands(readme: Path) -> list[str]:
-    """The commands of the README but for the first, which installs it from inside."""
-    lines = readme.read_text(encoding="utf-8").splitlines()
-    found = [line.strip() for line in lines if line.startswith("    ")]
-    return [line for line in found if "flowdiff " in line][::-1]
+    for command in written.next:
+        typer.echo(f"  {command}")
+    typer.echo(f"then make {written.source} your own; the check says what no longer holds")

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowdiff.core.operator import sum_observed
+
 from .op import Op
 
 __all__ = ["DENOISING_EXCESS", "GAUSSIAN_LOG_LIKELIHOOD"]
@@ -30,9 +32,7 @@ def _likelihood(y: Tensor, clean: Tensor, sigma: Tensor, observed: Tensor | None
     error = torch.view_as_real(y - clean) if clean.is_complex() else (y - clean)[..., None]
     square = (error / sigma[..., None]).square().sum(-1)
     entries = -0.5 * (square + error.shape[-1] * (math.log(2 * math.pi) + 2 * sigma.log()))
-    if observed is not None:
-        entries = entries.masked_fill(~observed, 0.0)
-    return entries.flatten(1).sum(1)
+    return sum_observed(entries, observed)
 
 
 def _likelihood_inputs(

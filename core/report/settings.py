@@ -18,17 +18,8 @@ def scopes(config: RunConfig, used: Mapping[str, Any]) -> list[tuple[str, list[t
         used: of the parts prior and posterior, those that the method worked with.
     """
     content = config.model_dump(mode="json")
-    found = [
-        (
-            "run",
-            _rows(
-                {
-                    key: content[key]
-                    for key in ("seed", "device", "threads", "kernels", "kernel", "init")
-                }
-            ),
-        )
-    ]
+    own = ("seed", "device", "threads", "kernels", "kernel", "init")
+    found = [("run", _rows({key: content[key] for key in own}))]
     for scope in ("method", "prior", "posterior"):
         part = content[scope]
         if part is not None and (scope == "method" or scope in used):

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from flowdiff.core.errors import UserError, suggest
 from flowdiff.core.files import write_text
 
-__all__ = ["KINDS_WITH_TEMPLATES", "create"]
+__all__ = ["KINDS_WITH_TEMPLATES", "Written", "create"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,22 @@ KINDS_WITH_TEMPLATES = tuple(_KINDS)
 """Kinds of package that can be begun."""
 
 
-def create(folder: Path, kind: str, name: str) -> list[Path]:
+@dataclass(frozen=True)
+class Written:
+    """A package that was begun.
+
+    Attributes:
+        files: in the order in which they were written.
+        source: the one that its author makes his own.
+        next: commands to type, in their order.
+    """
+
+    files: list[Path]
+    source: Path
+    next: list[str]
+
+
+def create(folder: Path, kind: str, name: str) -> Written:
     """Writes the package.
 
     Args:
@@ -94,9 +109,6 @@ def create(folder: Path, kind: str, name: str) -> list[Path]:
         kind: one of `KINDS_WITH_TEMPLATES`.
         name: of the component, such as ``vignette``; the distribution is ``flowdiff-vignette``
             and the package ``flowdiff_vignette``.
-
-    Returns:
-        The files, in the order in which they were written.
 
     Raises:
         UserError: an unknown kind, a name that Python or flowdiff cannot use, or a folder that is
@@ -132,7 +144,8 @@ def create(folder: Path, kind: str, name: str) -> list[Path]:
         except OSError as error:
             raise UserError(f"cannot write {path.parent}: {error.strerror}") from error
         write_text(path, text)
-    return list(texts)
+    commands = [f"pip install -e '{folder}[test]'", values["check_it"], values["try_it"]]
+    return Written(list(texts), package / str(values["module"]), commands)
 
 
 def _values(kind: str, name: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -31,6 +31,7 @@ __all__ = [
     "doubled",
     "generator",
     "same_draws",
+    "slopes",
     "some_gaussian",
     "unchanged_global_generator",
     "z_score",
@@ -223,6 +224,34 @@ def close(
             f"{what}: they differ by {worst:.2g} of the largest value (allowed: {tolerance:.0e})"
         )
     return f"{worst:.1e} of {tolerance:.0e}"
+
+
+def slopes(
+    of: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, h: float, what: str
+) -> tuple[float, float, Tensor]:
+    """The derivative along a direction, by autograd and by central differences.
+
+    Args:
+        of: gives one number.
+        x: where.
+        direction: with the shape of x.
+        h: half the difference.
+        what: for the message.
+
+    Returns:
+        Both, and autograd's gradient, with the shape of x.
+
+    Raises:
+        LawBroken: there is no gradient in x.
+    """
+    at = x.detach().clone().requires_grad_(True)
+    value = of(at)
+    if not value.requires_grad:
+        raise LawBroken(f"{what} has no gradient in x")
+    (gradient,) = torch.autograd.grad(value, at)
+    with torch.no_grad():
+        numeric = float((of(x + h * direction) - of(x - h * direction)) / (2 * h))
+    return float((gradient.conj() * direction).real.sum()), numeric, gradient
 
 
 def z_score(values: Tensor, expected: float) -> float:

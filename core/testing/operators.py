@@ -31,6 +31,7 @@ from .case import (
     doubled,
     generator,
     same_draws,
+    slopes,
     space_of,
     unchanged_global_generator,
 )
@@ -363,15 +364,7 @@ def differentiable(case: OperatorCase) -> str:
 
 def _slope(of: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, what: str) -> float:
     """How far autograd's derivative along a direction is from that of differences."""
-    at = x.clone().requires_grad_(True)
-    value = of(at)
-    if not value.requires_grad:
-        raise LawBroken(f"{what} has no gradient in x")
-    (slope,) = torch.autograd.grad(value, at)
-    h = 1e-6
-    with torch.no_grad():
-        numeric = float((of(x + h * direction) - of(x - h * direction)) / (2 * h))
-    found = float(inner(slope, direction).sum())
+    found, numeric, slope = slopes(of, x, direction, 1e-6, what)
     error = abs(found - numeric)
     error /= max(abs(numeric), float((size(slope) * size(direction)).sum()) * 1e-3, 1e-9)
     if not error < 1e-4:

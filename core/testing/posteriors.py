@@ -23,6 +23,7 @@ from .case import (
     generator,
     kick,
     same_draws,
+    slopes,
     some_gaussian,
     unchanged_global_generator,
     z_score,
@@ -206,13 +207,12 @@ def gradients(case: PosteriorCase) -> str:
         if all(grad is None or not grad.any() for grad in found):
             raise LawBroken(f"{what} carry no gradient to any weight")
     direction = torch.randn(x[0].shape, generator=generator(8), dtype=x.dtype)
-    at = x[0].detach().requires_grad_(True)
-    (slope,) = torch.autograd.grad(posterior.log_prob(at, case.few).sum(), at)
-    h = 1e-5
-    with torch.no_grad():
-        plus = posterior.log_prob(at + h * direction, case.few).sum()
-        minus = posterior.log_prob(at - h * direction, case.few).sum()
-    numeric, found_slope = float(plus - minus) / (2 * h), float((slope * direction).sum())
+
+    def density(at: Tensor) -> Tensor:
+        total: Tensor = posterior.log_prob(at, case.few).sum()
+        return total
+
+    found_slope, numeric, _ = slopes(density, x[0].detach(), direction, 1e-5, "log_prob")
     if not abs(numeric - found_slope) <= 1e-3 * max(abs(numeric), 1.0):
         raise LawBroken(
             f"log_prob: autograd says {found_slope:.5g} along a direction, differences "
