@@ -709,7 +709,8 @@ def resolve_part(
     Raises:
         UserError: an unknown setting, or a value that does not fit.
     """
-    return _resolve_part(registry, kind, name, kind, "standard", {}, settings, _Suggestion())
+    scope = {"operator": f"op.{name}", "dataset": "data"}.get(kind, kind)
+    return _resolve_part(registry, kind, name, scope, "standard", {}, settings, _Suggestion())
 
 
 def _full_names(

@@ -1,7 +1,8 @@
 """Chooses who computes an op: a package's kernel, or the reference.
 
 Of the kernels of an op that are installed, those are candidates whose manifest names the device
-and the dtype; the first in the order of their priority that gives no reason against the inputs
+and the dtype (and the mode: one that has no backward pass serves only where nothing is to be
+differentiated); the first in the order of their priority that gives no reason against the inputs
 runs. At its first use (of a device and a dtype) it is held against the reference, forwards and
 backwards, on the op's own inputs and with a random stream of its own. One that fails, then or
 later, is reported once, and the reference takes its place; it is an error where kernels are
@@ -64,6 +65,10 @@ class _Installed:
     def name(self) -> str:
         return self.entry.backend
 
+    @property
+    def differentiable(self) -> bool:
+        return "backward" in self.entry.modes
+
     def __str__(self) -> str:
         return f"{self.entry.op} by {self.entry.backend} of {self.package}"
 
@@ -106,6 +111,8 @@ class Dispatcher:
         op = OPS[name]
         first: Tensor = inputs[0]
         for kernel in self._of(op, first):
+            if not kernel.differentiable and _differentiates(inputs):
+                continue
             made = kernel.made or self._make(kernel)
             if made is None:
                 continue
@@ -158,7 +165,7 @@ class Dispatcher:
     def _right(self, op: Op, kernel: _Installed, made: Kernel, first: Tensor) -> bool:
         where = (first.device.type, first.dtype)
         if where not in kernel.right_on:
-            problem = compare(op, made, first.device, first.dtype)
+            problem = compare(op, made, first.device, first.dtype, kernel.differentiable)
             if problem:
                 self._fail(kernel, problem)
                 return False
@@ -189,16 +196,25 @@ def reasons_here(op: Op, kernel: Kernel, device: torch.device, dtype: torch.dtyp
     return kernel.not_supported_reasons(*next(op.inputs(torch.Generator(), device, dtype)))
 
 
-def compare(op: Op, kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:
+def compare(
+    op: Op, kernel: Kernel, device: torch.device, dtype: torch.dtype, backward: bool = True
+) -> str:
     """What is wrong with a kernel on a device and in a dtype; empty where nothing is.
 
     Values and gradients are held against the reference's in float64, on all of the op's inputs
     that the kernel takes.
+
+    Args:
+        op: what it computes.
+        kernel: the kernel.
+        device: where.
+        dtype: of its inputs.
+        backward: whether it promises gradients.
     """
     generator = torch.Generator().manual_seed(0)
     tolerance = TOLERANCES.get(dtype, 1e-4)
     tried = 0
-    with torch.enable_grad():
+    with torch.set_grad_enabled(backward):
         for inputs in op.inputs(generator, device, dtype):
             if kernel.not_supported_reasons(*inputs):
                 continue
@@ -212,7 +228,7 @@ def compare(op: Op, kernel: Kernel, device: torch.device, dtype: torch.dtype) ->
                 problem = _apart(a, b, tolerance)
                 if problem:
                     return f"value {index} for shapes {sizes}: {problem}"
-            problem = _gradients(values, wanted, own, ours, tolerance)
+            problem = _gradients(values, wanted, own, ours, tolerance) if backward else ""
             if problem:
                 return f"{problem} for shapes {sizes}"
     return "" if tried else "it takes none of the op's inputs"
@@ -293,6 +309,12 @@ def _installed(registry: Registry) -> list[_Installed]:
         for entry in package.manifest.kernels
         if entry.op in OPS
     ]
+
+
+def _differentiates(inputs: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in inputs
+    )
 
 
 def _capable(entry: Entry, device: str) -> bool:

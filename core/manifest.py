@@ -155,7 +155,19 @@ class Component(_Entry):
 
 
 class Kernel(_Entry):
-    """One implementation of an op whose contract core owns."""
+    """One implementation of an op whose contract core owns.
+
+    Attributes:
+        op: what it computes.
+        target: ``module:Class``.
+        backend: its name, for ``--kernel``.
+        devices: where it serves; none for everywhere.
+        min_capability: of a CUDA device.
+        dtypes: that it serves; none for all.
+        modes: ``forward``, and ``backward`` where it gives gradients; without that it serves only
+            where nothing is to be differentiated.
+        priority: the highest that serves is taken.
+    """
 
     op: Name
     target: Target
@@ -165,6 +177,12 @@ class Kernel(_Entry):
     dtypes: tuple[str, ...] = ()
     modes: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
     priority: int = 0
+
+    @model_validator(mode="after")
+    def _computes(self) -> Kernel:
+        if "forward" not in self.modes:
+            raise ValueError(f"kernel {self.op}: modes has to name forward")
+        return self
 
 
 class Provider(_Entry):

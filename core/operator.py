@@ -165,6 +165,15 @@ class DeterministicMap(OperatorPart):
         """Moore–Penrose inverse of the linear part; by default the adjoint, a crude one."""
         return self.adjoint(y, params)
 
+    @property
+    def exact_inverse(self) -> bool:
+        """Whether `pseudo_inverse` is the Moore–Penrose inverse up to rounding.
+
+        A regularised or an iterated one, which only comes near it, says False. By default True
+        where a class gives a `pseudo_inverse` of its own.
+        """
+        return type(self).pseudo_inverse is not DeterministicMap.pseudo_inverse
+
     def backproject(self, y: Tensor, params: Params) -> Tensor:
         """What a network sees of y: (B, *codomain) to (B, C, *spatial), real, any rough picture.
 

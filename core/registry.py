@@ -237,6 +237,11 @@ class Registry:
             raise PluginError(f"unknown {what} {name!r}{hint}")
         return matches
 
+    def package(self, name: str) -> Package | None:
+        """The installed package of that distribution name, whatever its state; None for none."""
+        wanted = canonicalize_name(name)
+        return next((p for p in self.packages if canonicalize_name(p.name) == wanted), None)
+
     def load(self, kind: str, name: str) -> type[Any]:
         """The class of a component, imported at its first use.
 

@@ -84,6 +84,10 @@ class Tiling:
         margin = (operator.space.spatial[0] - made[0]) // 2
         pattern = operator.draw_params((1, *operator.space.shape), torch.Generator())
         for name in sorted(operator.pixel_params):
+            if name not in pattern:
+                raise UserError(
+                    f"pixel_params of the operator names {name}, and draw_params gives no such one"
+                )
             if tuple(pattern[name].shape[-len(made) :]) != tuple(made):
                 raise UserError(
                     f"operator parameter {name} lies on pixels that a window does not measure; "

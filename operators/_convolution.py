@@ -143,6 +143,10 @@ class Convolution(DeterministicMap):
     def adjoint(self, y: Tensor, params: Params) -> Tensor:
         return self._fold(self._convolve(y, self.kernel(params), transpose=True))
 
+    @property
+    def exact_inverse(self) -> bool:
+        return self.boundary == "circular"
+
     def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
         """Circular: exact up to a relative cut-off of 1e-6. Otherwise ridge regression."""
         kernel = self.kernel(params).to(y.dtype)

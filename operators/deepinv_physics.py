@@ -281,6 +281,11 @@ class DeepinvMap(DeterministicMap):
             (back,) = torch.autograd.grad(image, x, single, create_graph=y.requires_grad)
         return back.to(y.real.dtype)
 
+    @property
+    def exact_inverse(self) -> bool:
+        """No: many of deepinv's stop at a tolerance."""
+        return False
+
     def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
         """deepinv's ``A_dagger``: closed form where the class has one, else least squares."""
         return _real(self.physics.A_dagger(y.to(self.spec.dtype))).to(y.real.dtype)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from flowdiff.core.registry import Registry
     from flowdiff.core.testing import Checked
 
 __all__ = ["check_components"]
 
 
 def check_components(
+    context: typer.Context,
     names: Annotated[
         list[str],
         typer.Argument(metavar="NAME…", help="Components (name or package:name), or packages."),
@@ -35,25 +38,33 @@ def check_components(
 ) -> None:
     """Try the laws of its contract on each component: adjoint, density, seeds and so on.
 
-    Leaves with 1 where a law is broken, or where nothing could be tried.
+    Leaves with 1 where a law is broken, or where nothing could be tried. `flowdiff --debug plugins
+    check` shows the traceback of what a component raised.
     """
     from .run import limit_threads
 
     limit_threads()
     from flowdiff.core.errors import UserError
     from flowdiff.core.registry import get_registry
+
+    registry = get_registry()
+    size = None if shape is None else _shape(shape)
+    if setting and len(names) > 1:
+        raise UserError("--set is for one component; name one")
+    settings: dict[str, Any] = {}
+    for name in names:
+        # An unknown name is told before torch is imported.
+        own = {} if kind is None and registry.package(name) else _scopes(registry, name, kind)
+        settings = dict(_parsed(text, name, own) for text in setting or [])
     from flowdiff.core.testing.package import check_name
 
-    settings = dict(_parsed(text) for text in setting or [])
-    size = None if shape is None else _shape(shape)
-    if settings and len(names) > 1:
-        raise UserError("--set is for one component; name one")
+    debug = bool(context.find_root().params["debug"])
     results: list[Checked] = []
     for name in names:
-        for result in check_name(get_registry(), name, kind, settings, size):
+        for result in check_name(registry, name, kind, settings, size):
             results.append(result)
             if not as_json:
-                _print(result)
+                _print(result, debug)
     if as_json:
         content = {"ok": _fine(results), "components": [r.to_json() for r in results]}
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
@@ -63,7 +74,23 @@ def check_components(
         raise typer.Exit(1)
 
 
-def _parsed(text: str) -> tuple[str, Any]:
+_SCOPES = {"dataset": "data", "network": "prior"}
+"""What stands before a setting of a kind on the command line, where it is not the kind."""
+
+
+def _scopes(registry: Registry, name: str, kind: str | None) -> dict[str, str]:
+    """What may stand before a key of the components of that name, with their kinds."""
+    found: dict[str, str] = {}
+    for record in registry.lookup(name, kind):
+        scope = _SCOPES.get(record.kind, record.kind)
+        if record.kind == "operator":
+            found |= {f"op.{name}": record.kind, f"op.{record.name}": record.kind}
+        else:
+            found[scope] = record.kind
+    return found
+
+
+def _parsed(text: str, name: str, scopes: Mapping[str, str]) -> tuple[str, Any]:
     import yaml
 
     from flowdiff.core.errors import UserError
@@ -71,9 +98,15 @@ def _parsed(text: str) -> tuple[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {text}: write it as --set KEY=VALUE")
-    # As everywhere else, the kind and the name may stand before it: op.vignette.strength.
+    # As everywhere else, the scope may stand before it: op.vignette.strength.
+    scope, _, last = key.strip().rpartition(".")
+    if scope and scopes and scope not in scopes:
+        raise UserError(
+            f"--set {text}: {name} has no settings {scope}.…; write --set {last}=… or "
+            f"--set {next(iter(scopes))}.{last}=…"
+        )
     try:
-        return key.strip().rpartition(".")[2], yaml.safe_load(raw)
+        return last, yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise UserError(f"--set {text}: the value is not valid YAML") from error
 
@@ -90,7 +123,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _print(result: Checked) -> None:
+def _print(result: Checked, debug: bool) -> None:
     of = f" of {result.package}" if result.package else ""
     typer.echo(f"{result.kind} {result.name}{of}")
     if result.problem:
@@ -108,6 +141,8 @@ def _print(result: Checked) -> None:
             typer.echo(f"{indent}law: {finding.says}")
             if finding.cause:
                 typer.echo(f"{indent}usual cause: {finding.cause}")
+            if debug and finding.traceback:
+                typer.echo(textwrap.indent(finding.traceback.rstrip(), indent))
     typer.echo("")
 
 

@@ -89,7 +89,8 @@ def _kernels() -> list[dict[str, str]]:
             if reasons:
                 state, reason = "not here", "; ".join(reasons)
             else:
-                reason = compare(op, kernel, where, torch.float32)
+                backward = "backward" in entry.modes
+                reason = compare(op, kernel, where, torch.float32, backward)
                 state = "wrong" if reason else "serves"
             rows.append({**about, "device": device, "state": state, "reason": reason})
     return rows

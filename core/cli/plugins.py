@@ -13,6 +13,7 @@ from .new import new_package
 from .table import print_table
 
 if TYPE_CHECKING:
+    from flowdiff.core.discovery import Package
     from flowdiff.core.part import PartConfig
     from flowdiff.core.registry import ComponentRecord, Registry
 
@@ -64,17 +65,26 @@ def list_components(
 
 @app.command("info")
 def show_component(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="name or package:name")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="name, package:name, or a package")],
     kind: Annotated[
         str | None,
         typer.Option("--kind", metavar="K", help="Where two kinds share the name: which."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show where a component comes from, its state, and its settings with their defaults."""
+    """Show where a component comes from, its state, and its settings with their defaults.
+
+    Of a package: its version, state and manifest, and what it provides.
+    """
     from flowdiff.core.registry import get_registry
 
-    records = get_registry().lookup(name, kind)
+    registry = get_registry()
+    package = registry.package(name) if kind is None else None
+    # A component may have its package's name; its settings are what is asked for then.
+    if package is not None and all(record.name != name for record in registry.records()):
+        _show_package(package, as_json)
+        return
+    records = registry.lookup(name, kind)
     described = [(record, *_settings(record)) for record in records]
     # Providers of one namespace are all asked: those that do not know the name have nothing to say
     # where another one does.
@@ -101,6 +111,49 @@ def show_component(
             print_table(["  name", "type", "default", "description"], rows)
         else:
             typer.echo("settings      none")
+
+
+def _show_package(package: Package, as_json: bool) -> None:
+    """A package and what it provides, in the manifest's own words."""
+    manifest = package.manifest
+    content: dict[str, Any] = {
+        "package": package.name,
+        "version": package.version,
+        "state": package.state,
+        "reason": package.reason,
+        "manifest": None if package.file is None else str(package.file),
+        "entry_point": package.entry_point,
+    }
+    if manifest is not None:
+        content |= manifest.model_dump(mode="json", exclude={"name"})
+    if as_json:
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"package {package}")
+    lines = {
+        "state": f"{package.state}: {package.reason}" if package.reason else package.state,
+        "manifest": content["manifest"] or "",
+        "entry point": package.entry_point,
+    }
+    rows: list[list[str]] = []
+    if manifest is not None:
+        lines["requires"] = ", ".join(f"{k} {v}" for k, v in manifest.requires.items())
+        rows += [[f"  {c.kind}", c.name, c.summary] for c in manifest.components]
+        rows += [
+            [f"  {p.namespace}", "", f"asked for {', '.join(p.kinds)}"] for p in manifest.providers
+        ]
+        rows += [
+            ["  kernel", k.op, f"{k.backend}: {', '.join(k.devices)}"] for k in manifest.kernels
+        ]
+        hooks = manifest.hooks
+        named = hooks if isinstance(hooks, dict) else {package.name: hooks} if hooks else {}
+        rows += [["  hooks", name, module] for name, module in named.items()]
+    for label, value in lines.items():
+        if value:
+            typer.echo(f"{label:<14}{value}")
+    if rows:
+        typer.echo("\nprovides")
+        print_table(["  kind", "name", "summary"], rows)
 
 
 def _kernels(registry: Registry) -> list[dict[str, Any]]:

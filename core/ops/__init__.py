@@ -6,6 +6,7 @@ from .coupling import AFFINE_COUPLING, AFFINE_COUPLING_INVERSE
 from .likelihood import DENOISING_EXCESS, GAUSSIAN_LOG_LIKELIHOOD
 from .linear import ACT_NORM, INVERTIBLE_CONV, SEPARABLE
 from .op import TOLERANCES, Op, outputs_of
+from .precondition import EDM_PRECONDITION
 
 __all__ = ["OPS", "TOLERANCES", "Op", "outputs_of"]
 
@@ -18,6 +19,7 @@ OPS: dict[str, Op] = {
         INVERTIBLE_CONV,
         SEPARABLE,
         GAUSSIAN_LOG_LIKELIHOOD,
+        EDM_PRECONDITION,
         DENOISING_EXCESS,
     )
 }

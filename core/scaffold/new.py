@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from flowdiff.core.errors import UserError, suggest
 from flowdiff.core.files import write_text
+from flowdiff.core.registry import get_registry
 
 __all__ = ["KINDS_WITH_TEMPLATES", "Written", "create"]
 
@@ -121,6 +122,7 @@ def create(folder: Path, kind: str, name: str) -> Written:
             f"--name {name}: use small letters, digits and _, beginning with a letter: it becomes "
             "a module's name too"
         )
+    _refuse_taken(kind, name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; name a new folder")
     values = _values(kind, name)
@@ -146,6 +148,24 @@ def create(folder: Path, kind: str, name: str) -> Written:
         write_text(path, text)
     commands = [f"pip install -e '{folder}[test]'", values["check_it"], values["try_it"]]
     return Written(list(texts), package / str(values["module"]), commands)
+
+
+def _refuse_taken(kind: str, name: str) -> None:
+    """A second part of a name would make that name ambiguous in every command.
+
+    Raises:
+        UserError: another package has the name.
+    """
+    if kind in _TESTS:
+        return
+    component = "operator" if kind == "noise" else kind
+    own = canonicalize_name(f"flowdiff-{name}")
+    for record in get_registry().records(component):
+        if record.name == name and canonicalize_name(record.package.name) != own:
+            raise UserError(
+                f"--name {name}: {record.package} has {component} {name} already, and with two of "
+                "them neither can be named without its package; choose another name"
+            )
 
 
 def _values(kind: str, name: str) -> dict[str, Any]:

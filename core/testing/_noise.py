@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["LAWS"]
 
 DRAWS = 8000
+WIDE = 40_000
+"""Draws of one number: a width that is 3 % off is seen among them."""
 Z = 5.0
 """Standard errors beyond which a figure is wrong: once in two million right ones."""
 
@@ -144,33 +146,25 @@ def normalised(case: OperatorCase) -> str:
     params = case.draw(part, batch=1)
     only = torch.zeros_like(clean, dtype=torch.bool)
     only.view(-1)[0] = True
-    wide = clean.expand(DRAWS, *clean.shape[1:])
-    spread = {k: v.expand(DRAWS, *v.shape[1:]) for k, v in params.items()}
-    draws = part.sample(wide, spread, generator(3)).flatten(1)[:, 0]
-    low, high = float(draws.min()), float(draws.max())
-    if part.discrete:
-        values = draws.unique()
-        gap = float(values.diff().min()) if len(values) > 1 else 1.0
-        # Rounding apart, the lattice through the smallest value.
-        reach = round((high - low) / gap) + 60
-        grid, weight = low + gap * torch.arange(reach, dtype=torch.float64), 1.0
-    else:
-        margin = 1.0 * (high - low)
-        grid = torch.linspace(low - margin, high + margin, 8_001, dtype=torch.float64)
-        weight = float(grid[1] - grid[0])
-    total = 0.0
-    masses: list[Tensor] = []
+    wide = clean.expand(WIDE, *clean.shape[1:])
+    spread = {k: v.expand(WIDE, *v.shape[1:]) for k, v in params.items()}
+    draws = part.sample(wide, spread, generator(3)).flatten(1)[:, 0].contiguous()
+    grid, edges = _lattice(draws) if part.discrete else _cells(draws)
+    entries: list[Tensor] = []
     for chunk in grid.split(4000):
         y = clean.expand(len(chunk), *clean.shape[1:]).clone()
         y.flatten(1)[:, 0] = chunk
         own = {k: v.expand(len(chunk), *v.shape[1:]) for k, v in params.items()}
-        density = part.log_prob(y, clean.expand_as(y), own, only.expand_as(y))
-        masses.append(density.exp().nan_to_num(0.0) * weight)
-    mass = torch.cat(masses)
+        entries.append(part.log_prob(y, clean.expand_as(y), own, only.expand_as(y)))
+    log_density = torch.cat(entries)
+    mass = log_density.exp().nan_to_num(0.0)
+    if not part.discrete:
+        ends = torch.cat([2 * grid[:1] - edges[:1], edges, 2 * grid[-1:] - edges[-1:]])
+        mass = mass * ends.diff()
     total = float(mass.sum())
     if not abs(total - 1) < 0.01:
         raise LawBroken(f"its sum over y is {total:.4f} and not 1")
-    apart = _kolmogorov(draws, grid, mass)
+    apart = _kolmogorov(draws, edges, mass)
     # Beyond it once in a million draws of the right distribution.
     limit = 2.7 / math.sqrt(len(draws)) + float(mass.max())
     if not apart < limit:
@@ -178,18 +172,55 @@ def normalised(case: OperatorCase) -> str:
             f"what is drawn and what log_prob says differ by {apart:.3f} in their distribution "
             f"functions (allowed: {limit:.3f}): another width or another tail"
         )
+    _same_entropy(draws, edges, mass, log_density)
     kind = "sum" if part.discrete else "integral"
     return f"{kind} {total:.4f}; distribution functions {apart:.3f} of {limit:.3f} apart"
 
 
-def _kolmogorov(draws: Tensor, grid: Tensor, mass: Tensor) -> float:
+def _lattice(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of a lattice through the smallest draw, beyond the largest, and what parts them."""
+    values = draws.unique()
+    low, gap = float(values[0]), float(values.diff().min()) if len(values) > 1 else 1.0
+    # Rounding apart, the lattice through the smallest value.
+    reach = round((float(values[-1]) - low) / gap) + 60
+    grid = low + gap * torch.arange(reach, dtype=torch.float64)
+    return grid, grid[:-1] + gap / 2
+
+
+def _cells(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Cells that are fine in the middle and reach far beyond all draws: heavy tails fit too."""
+    quarter, middle, three = draws.quantile(draws.new_tensor([0.25, 0.5, 0.75])).tolist()
+    scale, span = max(three - quarter, 1e-12), float(draws.max() - draws.min())
+    ends = (draws.min() - span - middle) / scale, (draws.max() + span - middle) / scale
+    first, last = (float(torch.asinh(end)) for end in ends)
+    grid = middle + scale * torch.linspace(first, last, 8_001, dtype=torch.float64).sinh()
+    return grid, (grid[1:] + grid[:-1]) / 2
+
+
+def _same_entropy(draws: Tensor, edges: Tensor, mass: Tensor, log_density: Tensor) -> None:
+    """Holds E[log p(y)] of the draws against ∫ p log p: sees a width or a tail a little off.
+
+    Raises:
+        LawBroken: they differ by more than chance and the grid explain.
+    """
+    total = float(mass.sum())
+    finite = log_density.clamp(-800.0, 800.0)
+    found = finite[torch.searchsorted(edges, draws)]
+    said = float((mass * finite).sum()) / total
+    drawn = float(found.mean())
+    # A sharp peak is coarse on the grid; its sum says by how much.
+    limit = Z * float(found.std()) / math.sqrt(len(found)) + abs(total - 1) * (1 + abs(said))
+    if not abs(drawn - said) < limit:
+        raise LawBroken(
+            f"E[log p(y)] of what is drawn is {drawn:.4f}, and that of log_prob's own density "
+            f"{said:.4f} (allowed: {limit:.4f} apart): another width or another tail"
+        )
+
+
+def _kolmogorov(draws: Tensor, edges: Tensor, mass: Tensor) -> float:
     """The largest distance between the distribution functions of draws and of a density."""
-    drawn = draws.sort().values
-    share = torch.arange(1, len(drawn) + 1, dtype=torch.float64) / len(drawn)
-    half = float(grid[1] - grid[0]) / 2
-    at = torch.searchsorted(drawn, grid + half, right=True)
-    empirical = torch.where(at > 0, share[(at - 1).clamp_min(0)], torch.zeros(()).double())
-    return float((empirical - mass.cumsum(0)).abs().max())
+    below = torch.searchsorted(draws.sort().values, edges, right=True) / len(draws)
+    return float((below - mass.cumsum(0)[:-1]).abs().max())
 
 
 def _gaussian(case: OperatorCase) -> str:
@@ -208,4 +239,39 @@ def _gaussian(case: OperatorCase) -> str:
     if observed is not None:
         entries = entries.masked_fill(~observed, 0.0)
     exact = entries.flatten(1).sum(1)
-    return close(operator.log_likelihood(y, x, params), exact, 1e-8, "against log N(y; A x, σ²)")
+    agreed = close(operator.log_likelihood(y, x, params), exact, 1e-8, "against log N(y; A x, σ²)")
+    _drawn_as_normal(case)
+    return agreed
+
+
+def _drawn_as_normal(case: OperatorCase) -> None:
+    """Holds the standardised noise of many measurements against N(0, 1).
+
+    Raises:
+        LawBroken: its distribution function or its fourth moment is another.
+    """
+    operator = case.operator
+    x, params, y = _repeated(case)
+    error = (y - operator(x, params)) / operator.noise_variance(x, params).sqrt()
+    observed = operator.observed(params)
+    if observed is not None:
+        error = error[observed.expand(error.shape)]
+    if error.is_complex():
+        error = torch.view_as_real(error)
+    scaled = error.flatten().sort().values
+    share = torch.arange(1, len(scaled) + 1, dtype=torch.float64) / len(scaled)
+    apart = float((torch.special.ndtr(scaled) - share).abs().max())
+    limit = 2.7 / math.sqrt(len(scaled)) + 1 / len(scaled)
+    if not apart < limit:
+        raise LawBroken(
+            f"what is drawn and the normal density of noise_variance differ by {apart:.3f} in "
+            f"their distribution functions (allowed: {limit:.3f}): another width or another tail"
+        )
+    fourth = scaled.pow(4)
+    # Of a normal number: mean 3, variance 96.
+    z = (float(fourth.mean()) - 3) / math.sqrt(96 / len(fourth))
+    if not abs(z) < 2 * Z:
+        raise LawBroken(
+            f"the fourth moment of standardised noise is {float(fourth.mean()):.2f}, and 3 of "
+            "normal noise: another tail"
+        )

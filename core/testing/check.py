@@ -216,6 +216,7 @@ def check(
             "broken",
             _told(error),
             "a constructor with other arguments than (config, context)",
+            "".join(traceback.format_exception(error)),
         )
         return made(findings=(built,))
     if not cases:
@@ -309,7 +310,10 @@ def _try(law: Law, cases: Sequence[Any], exempt: Mapping[str, str]) -> Finding:
             return replace(finding, status="broken", detail=f"{case}: {error}", cause=law.cause)
         # A stranger's code runs here: whatever it raises, the law is not kept.
         except Exception as error:  # noqa: BLE001
-            return replace(finding, status="broken", detail=f"{case}: {_told(error)}")
+            told = "".join(traceback.format_exception(error))
+            return replace(
+                finding, status="broken", detail=f"{case}: {_told(error)}", traceback=told
+            )
     return replace(finding, detail=measured or "; ".join(dict.fromkeys(reasons)))
 
 
@@ -319,7 +323,9 @@ def _told_once(findings: list[Finding]) -> list[Finding]:
     told = []
     for finding in findings:
         if finding.status == "broken" and not finding.cause and finding.detail in first:
-            finding = replace(finding, detail=f"the same error as {first[finding.detail]}")
+            finding = replace(
+                finding, detail=f"the same error as {first[finding.detail]}", traceback=""
+            )
         else:
             first.setdefault(finding.detail, finding.law)
         told.append(finding)

@@ -52,6 +52,7 @@ class Finding:
             declares that it is not meant to hold.
         detail: what was measured, where it broke and by how much, or the reason.
         cause: what usually breaks it; empty unless it is broken.
+        traceback: of what the component raised; empty where it raised nothing.
     """
 
     law: str
@@ -59,6 +60,7 @@ class Finding:
     status: Status
     detail: str
     cause: str = ""
+    traceback: str = ""
 
     def to_json(self) -> dict[str, str]:
         """The fields, for ``--json``."""

@@ -9,6 +9,7 @@ import torch
 
 from flowdiff.core.random import randn
 
+from ._devices import elsewhere
 from .case import Case, close, generator, kick
 from .law import LawBroken, Laws
 
@@ -105,3 +106,11 @@ def trainable(case: NetworkCase) -> str:
     other.load_state_dict(case.network.state_dict())
     close(other(case.x, case.condition), made, 1e-6, "one from its state_dict")
     return f"{sum(p.numel() for p in case.network.parameters())} weights"
+
+
+@LAWS.law(
+    "it follows its tensors to another device: everything is computed where they are",
+    "a tensor that is no buffer, or torch.zeros(n) without device=",
+)
+def devices(case: NetworkCase) -> str:
+    return elsewhere({"forward": lambda f, x, c: f(x, c)}, case.network, case.x, case.condition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.core.composition import ComposedOperator
-from flowdiff.core.observation import Params
+from flowdiff.core.observation import Observation, Params
 from flowdiff.core.operator import (
     DeterministicMap,
     ForwardOperator,
@@ -22,6 +22,7 @@ from flowdiff.core.part import BuildContext
 from flowdiff.core.random import randn
 from flowdiff.core.space import ImageSpace
 
+from ._devices import elsewhere
 from ._noise import LAWS as NOISE_LAWS
 from .case import (
     Case,
@@ -127,6 +128,11 @@ class OperatorCase(Case):
         if not spec.is_complex:
             return y
         return torch.complex(y, randn(y.shape, generator(seed + 1), dtype=torch.float64))
+
+    def resized(self, spatial: Sequence[int]) -> OperatorCase:
+        """The same in images of another size."""
+        space = ImageSpace((self.space.channels, *spatial), self.space.value_range)
+        return OperatorCase(self.component, space, self.complex_input)
 
     def linear_part(self) -> Any:
         """The part, where it is linear."""
@@ -314,27 +320,55 @@ def adjoint(case: OperatorCase) -> str:
 
 
 @LAWS.law(
-    "pseudo_inverse gives finite images, and measuring them gives about the same y again",
-    "the inverse is that of another map, or divides by a gain of zero",
+    "pseudo_inverse is the Moore–Penrose inverse A⁺: A A⁺ A = A, A⁺ A A⁺ = A⁺, and A A⁺ and A⁺ A "
+    "are their own adjoints; where exact_inverse is False, A A⁺ A x is within half of A x",
+    "the inverse is that of another map, divides by a gain of zero, or is regularised without "
+    "`exact_inverse = False`",
 )
 def pseudo_inverse(case: OperatorCase) -> str:
     part = case.linear_part()
-    x, params = case.inputs(), case.params
-    zero = part(torch.zeros_like(x), params)
-    made = part(x, params) - zero
-    back = part.pseudo_inverse(made, params)
+    params = case.params
+    zero = part(torch.zeros_like(case.inputs()), params)
+
+    def image(y: Tensor) -> Tensor:
+        return part.pseudo_inverse(y, params)
+
+    def measured(x: Tensor) -> Tensor:
+        return part(x, params) - zero
+
+    x, y = case.inputs(), case.outputs()
+    made = measured(x)
+    back = image(made)
     if back.shape != x.shape or not torch.isfinite(back.abs()).all():
         raise LawBroken(f"shape {tuple(back.shape)} instead of {tuple(x.shape)}, or not finite")
-    if type(part).pseudo_inverse is DeterministicMap.pseudo_inverse or isinstance(
-        part, ForwardOperator
-    ):
-        return "finite; it is the adjoint, or an approximation"
-    again = part(back, params) - zero
-    # Some are approximations, and say so.
-    error = float((size(again - made) / size(made).clamp_min(1e-30)).max())
-    if not error < 0.5:
-        raise LawBroken(f"A A⁺ A x is {error:.2g} of |A x| away from A x (allowed: .5)")
-    return f"A A⁺ A x is {error:.1g} of |A x| away"
+    if isinstance(part, ForwardOperator):
+        return "finite; that of a complete operator may be an approximation"
+    if type(part).pseudo_inverse is DeterministicMap.pseudo_inverse:
+        return "finite; it is the adjoint"
+    error = _relative(measured(back) - made, made)
+    if not part.exact_inverse:
+        if not error < 0.5:
+            raise LawBroken(f"A A⁺ A x is {error:.2g} of |A x| away from A x (allowed: .5)")
+        return f"an approximation: A A⁺ A x is {error:.1g} of |A x| away"
+    inverted = image(y)
+    other_x, other_y = case.inputs(31), case.outputs(32)
+    left = inner(measured(inverted), other_y) - inner(y, measured(image(other_y)))
+    right = inner(back, other_x) - inner(x, image(measured(other_x)))
+    errors = {
+        "A A⁺ A x against A x": error,
+        "A⁺ A A⁺ y against A⁺ y": _relative(image(measured(inverted)) - inverted, inverted),
+        "A A⁺ against its adjoint": float((left.abs() / (size(y) * size(other_y))).max()),
+        "A⁺ A against its adjoint": float((right.abs() / (size(x) * size(other_x))).max()),
+    }
+    for what, found in errors.items():
+        if not found <= 1e-6:
+            raise LawBroken(f"{what}: {found:.2g} apart (allowed: 1e-6)")
+    return f"{max(errors.values()):.1e} of 1e-6"
+
+
+def _relative(error: Tensor, to: Tensor) -> float:
+    """The largest of a batch of errors, as a part of what they are errors of."""
+    return float((size(error) / size(to).clamp_min(1e-30)).max())
 
 
 @LAWS.law(
@@ -446,6 +480,71 @@ def support_radius(case: OperatorCase) -> str:
 
 
 @LAWS.law(
+    "ω that is named in pixel_params lies along the pixels of y, and the middle of a measurement "
+    "is that of a measurement of the middle, with what pixel_params names cut alike",
+    "a mask or a map of levels that pixel_params does not name, or a support_radius where the "
+    "operator differs from place to place",
+)
+def windows(case: OperatorCase) -> str:
+    spatial, made = case.space.spatial, case.part.codomain.shape[1:]
+    for name in sorted(case.part.pixel_params):
+        if name not in case.params:
+            given = ", ".join(case.params) or "nothing"
+            raise LawBroken(f"pixel_params names {name!r}, and draw_params gives {given}")
+        if made and tuple(case.params[name].shape[-len(made) :]) != made:
+            raise LawBroken(
+                f"pixel_params names {name!r}, of shape {tuple(case.params[name].shape[1:])}: its "
+                f"last axes are not the pixels of y, {made}"
+            )
+    radius = case.part.support_radius
+    if radius is None:
+        raise DoesNotApply("it has no windows: support_radius is None")
+    if made != spatial or not spatial:
+        raise DoesNotApply("y has no pixels that lie on those of the image")
+    # One pixel less on each side, and then what no pixel outside reaches.
+    wide = [max(n, 2 * radius + 5) for n in spatial]
+    large, small = case.resized(wide), case.resized([n - 2 for n in wide])
+    for place in (large, small):
+        ok, reason = place.accepted()
+        if not ok:
+            raise DoesNotApply(f"{place}: {reason}")
+    part, params, made = large.part, large.params, large.part.codomain.shape[1:]
+    cut: Any = (..., *(slice(1, n - 1) for n in wide))
+    middle: Any = (..., *(slice(radius, n - 2 - radius) for n in wide))
+    own = {key: value[cut] if key in part.pixel_params else value for key, value in params.items()}
+    unnamed = [
+        key
+        for key, value in params.items()
+        if key not in part.pixel_params and tuple(value.shape[-len(made) :]) == made
+    ]
+    hint = "".join(
+        f"; {key!r} lies along the pixels, and pixel_params does not name it"
+        for key in unnamed[:1]
+    )
+    what = "the variance" if case.is_noise else "A_ω"
+    what += " of a window"
+    x = large.inputs()
+    whole = _without_noise(large, x, params)
+    try:
+        window = _without_noise(small, x[cut], own)
+    except RuntimeError as error:
+        if not unnamed:
+            raise
+        raise LawBroken(f"{what} cannot be computed{hint}") from error
+    scale = float(whole.abs().max())
+    try:
+        return close(window[middle], whole[cut][middle], 1e-10, what, scale)
+    except LawBroken as error:
+        raise LawBroken(f"{error}{hint}") from None
+
+
+def _without_noise(case: OperatorCase, x: Tensor, params: Params) -> Tensor:
+    """A_ω(x), or a noise's variance there, with the shape of x."""
+    part = case.part
+    return part.variance(x, params).expand(x.shape) if case.is_noise else part(x, params)
+
+
+@LAWS.law(
     "features are feature_channels finite, real images of the image's own size",
     "feature_channels counts other channels than param_features gives, or backproject is missing",
 )
@@ -507,6 +606,26 @@ def seeds(case: OperatorCase) -> str:
     if first.shape != (BATCH, *spec.shape):
         raise LawBroken(f"a measurement has shape {tuple(first.shape[1:])}, not {spec.shape}")
     return "equal seeds, equal measurements"
+
+
+@LAWS.law(
+    "it follows its tensors to another device: everything is computed where they are",
+    "a tensor that is no buffer, or torch.zeros(n) without device=",
+)
+def devices(case: OperatorCase) -> str:
+    operator, x = case.operator, case.inputs()
+    calls: dict[str, Callable[..., Any]] = {
+        "draw_params": lambda o, x, _: o.draw_params(tuple(x.shape), generator(1), x.device),
+        "forward": lambda o, x, p: o(x, p),
+        "measure": lambda o, x, p: o.measure(x, p, generator(2)),
+        "log_likelihood": lambda o, x, p: o.log_likelihood(o(x, p), x, p),
+    }
+    if operator.linear:
+        calls["adjoint"] = lambda o, x, p: o.adjoint(o(x, p), p)
+        calls["pseudo_inverse"] = lambda o, x, p: o.pseudo_inverse(o(x, p), p)
+    if not case.complex_input:
+        calls["features"] = lambda o, x, p: o.features(Observation(o(x, p), p, o))
+    return elsewhere(calls, operator, x, case.draw(operator))
 
 
 LAWS.extend(NOISE_LAWS)

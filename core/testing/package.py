@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.utils import canonicalize_name
 
 from flowdiff.core.api import run
 from flowdiff.core.discovery import Package
@@ -45,7 +44,7 @@ def check_name(
     Raises:
         UserError: there is no such name, or settings are given for a whole package.
     """
-    package = _package(registry, name) if kind is None and ":" not in name else None
+    package = registry.package(name) if kind is None else None
     if package is None:
         for record in registry.lookup(name, kind):
             yield _checked(registry, record, settings, shape)
@@ -55,11 +54,6 @@ def check_name(
             f"--set is for one component, and {name} is a package; name one of its components"
         )
     yield from _everything(registry, package, shape)
-
-
-def _package(registry: Registry, name: str) -> Package | None:
-    wanted = canonicalize_name(name)
-    return next((p for p in registry.packages if canonicalize_name(p.name) == wanted), None)
 
 
 def _everything(
@@ -136,11 +130,13 @@ def _kernel(entry: Kernel, package: Package) -> Checked:
                 refused.append(f"{device}, {name_of_dtype}: {'; '.join(reasons)}")
                 continue
             law = f"{name_of_dtype}-on-{device}"
-            problem = compare(op, kernel, where, dtype)
+            backward = "backward" in entry.modes
+            problem = compare(op, kernel, where, dtype, backward)
             if problem:
                 findings.append(Finding(law, says, "broken", problem, cause))
             else:
-                findings.append(Finding(law, says, "kept", "values and gradients"))
+                what = "values and gradients" if backward else "values; it says it has no gradient"
+                findings.append(Finding(law, says, "kept", what))
     if not findings:
         return Checked("kernel", name, of, problem="; ".join(refused) or "no device of it is here")
     return Checked("kernel", name, of, tuple(findings), refused=tuple(refused))

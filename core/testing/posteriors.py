@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from flowdiff.core.operator import ForwardOperator
 from flowdiff.core.part import BuildContext
 from flowdiff.core.space import ImageSpace
 
+from ._devices import elsewhere
 from .case import (
     Case,
     Component,
@@ -170,9 +172,10 @@ def normalised(case: PosteriorCase) -> str:
     if not case.smallest:
         raise DoesNotApply("tried on the smallest image")
     one = case.observation[:1]
-    parts = [posterior.rsample(one, DRAWS // 8, generator(s)) for s in range(8)]
-    x = torch.cat([part[0].detach().flatten(1) for part in parts])
-    log_q = torch.cat([part[1].detach().flatten() for part in parts])
+    with torch.no_grad():
+        parts = [posterior.rsample(one, DRAWS // 8, generator(s)) for s in range(8)]
+    x = torch.cat([part[0].flatten(1) for part in parts])
+    log_q = torch.cat([part[1].flatten() for part in parts])
     # g: the normal density with the mean and .7 of the covariance of half of them.
     fitted, x = x.chunk(2)
     log_q = log_q.chunk(2)[1]
@@ -279,3 +282,18 @@ def calls(case: PosteriorCase) -> str:
     if not isinstance(drawn, Tensor):
         raise LawBroken("forward('sample', …) returns no tensor")
     return ", ".join(posterior.calls)
+
+
+@LAWS.law(
+    "it follows its tensors to another device: everything is computed where they are",
+    "a tensor that is no buffer, or torch.zeros(n) without device=",
+)
+def devices(case: PosteriorCase) -> str:
+    calls: dict[str, Callable[..., Any]] = {
+        "sample": lambda q, _, seen: q("sample", seen, 2, generator(1)),
+    }
+    if case.posterior.has_density:
+        calls["rsample"] = lambda q, _, seen: q("rsample", seen, 2, generator(1))
+        calls["log_prob"] = lambda q, x, seen: q("log_prob", x, seen)
+    x = case.moments.sample(BATCH, generator(1))
+    return elsewhere(calls, case.posterior, x, case.few)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flowdiff.core.prior import DiffusionPrior, expand
 
+from ._devices import elsewhere
 from .case import Case, close, doubled, generator, kick, same_draws, slopes, some_gaussian, z_score
 from .law import DoesNotApply, LawBroken, Laws
 
@@ -249,3 +251,18 @@ def score(case: PriorCase) -> str:
             close(alone, made[own], 1e-7, "one image alone")
         wanted = (made - x) / expand(sigma, x) ** 2
         return close(prior.score(x, sigma), wanted, 1e-7, "score")
+
+
+@LAWS.law(
+    "it follows its tensors to another device: everything is computed where they are",
+    "a tensor that is no buffer, or torch.zeros(n) without device=",
+)
+def devices(case: PriorCase) -> str:
+    calls: dict[str, Callable[..., Any]] = {
+        "loss": lambda p, x: p("loss", x, generator(1)),
+        "nll_bound": lambda p, x: p("nll_bound", x, generator(1)),
+        "sample": lambda p, _: p("sample", 2, generator(1)),
+    }
+    if isinstance(case.prior, DiffusionPrior):
+        calls["denoise"] = lambda p, x: p("denoise", x, x.new_ones(len(x)))
+    return elsewhere(calls, case.prior, case.images[:BATCH])

@@ -14,6 +14,7 @@ from flowdiff.core.part import BuildContext
 from flowdiff.core.prior import DiffusionPrior
 from flowdiff.core.wiener import Wiener
 
+from ._devices import elsewhere
 from .case import Case, close, generator, same_draws, some_gaussian
 from .law import DoesNotApply, LawBroken, Laws
 from .problem import masks_and_noise
@@ -161,3 +162,12 @@ def posterior(case: SolverCase) -> str:
             f"bias {bias:.2f} standard deviations of the posterior, variance {ratio:.2f} of its"
         )
     return f"bias {bias:.2f} standard deviations, variance {ratio:.2f}"
+
+
+@LAWS.law(
+    "it follows its tensors to another device: everything is computed where they are",
+    "a tensor that is no buffer, or torch.zeros(n) without device=",
+)
+def devices(case: SolverCase) -> str:
+    calls = {"sample": lambda s, p, seen: s.sample(p, seen, 2, generator(1))[0]}
+    return elsewhere(calls, case.solver, case.prior, case.observation)

@@ -33,7 +33,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowdiff.core import BuildContext, Condition, ConditionalFlow, FlowConfig, ImageSpace, zeroed
+from flowdiff.core import (
+    BuildContext,
+    Condition,
+    ConditionalFlow,
+    FlowConfig,
+    ImageSpace,
+    call_op,
+    zeroed,
+)
 
 from ._layers import ActNorm, Squeeze
 
@@ -123,24 +131,26 @@ class MaskedCoupling(nn.Module):
         self.norm = ActNorm(channels)
         self.bound = bound
 
-    def _scale_shift(self, u: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def _couple(self, op: str, u: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         seen = torch.where(self.mask, u, 0.0)
         raw, shift = self.net(torch.cat([seen, condition], 1)).chunk(2, 1)
-        scale = self.bound * torch.tanh(raw / self.bound)
-        return torch.where(self.mask, 0.0, scale), torch.where(self.mask, 0.0, shift)
+        # Where both are 0, an entry is kept.
+        raw, shift = torch.where(self.mask, 0.0, raw), torch.where(self.mask, 0.0, shift)
+        made: tuple[Tensor, Tensor] = call_op(op, u, raw, shift, self.bound)
+        return made
 
     def forward(self, u: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        scale, shift = self._scale_shift(u, condition)
-        u, log_det = self.norm(u * scale.exp() + shift)
-        return u, log_det + scale.flatten(1).sum(1)
+        u, change = self._couple("affine_coupling", u, condition)
+        u, log_det = self.norm(u)
+        return u, log_det + change
 
     def inverse(self, u: Tensor, condition: Tensor, fit: bool = False) -> tuple[Tensor, Tensor]:
         """Inverse of `forward`; with `fit`, ActNorm is set so that it standardises u first."""
         if fit:
             self.norm.fit(u)
         u, log_det = self.norm.inverse(u)
-        scale, shift = self._scale_shift(u, condition)
-        return (u - shift) * (-scale).exp(), log_det - scale.flatten(1).sum(1)
+        u, change = self._couple("affine_coupling_inverse", u, condition)
+        return u, log_det + change
 
 
 class Convolutional(nn.Module):

@@ -62,14 +62,12 @@ class GaussianBound(DiffusionPrior):
         c_out = σ (S/(S + σ²))^½ is the standard deviation of x given x_σ under the Gaussian.
         """
         s = self.gaussian.variances.to(x.dtype)
-        square = sigma[:, None] ** 2
         v = self.gaussian.analyse(x - self.gaussian.mean)
-        linear = v * (s / (s + square))
+        linear, white, spread = call_op("edm_precondition", v, s, sigma)
         # The network also sees the Gaussian's own estimate, in units of the image's spread.
-        whitened = self.gaussian.synthesise(v * (s + square).rsqrt())
         estimate = self.gaussian.synthesise(linear) / s.mean().sqrt()
-        f = self.network(torch.cat([whitened, estimate], 1), condition)
-        return linear, (s * square / (s + square)).sqrt() * self.gaussian.analyse(f)
+        f = self.network(torch.cat([self.gaussian.synthesise(white), estimate], 1), condition)
+        return linear, spread * self.gaussian.analyse(f)
 
     def _excess(self, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """(‖x − D‖² − ‖x − D_G‖²)/σ² at x + σ·noise, with shape (B,)."""

@@ -185,6 +185,93 @@ class ByteMask(OppositeMask):
         return params["mask"].to(torch.uint8)
 
 
+class LeftBehind(Shift):
+    """A gain that is no buffer, and stays on the CPU."""
+
+    def __init__(self, config: Any, context: Any) -> None:
+        super().__init__(config, context)
+        self.gain = torch.full((1,), 0.9)
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        return self.gain.to(x.dtype) * super().forward(x, params)
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        return self.gain.to(y.dtype) * super().adjoint(y, params)
+
+
+class DrawnOnTheCPU(SameForAll):
+    """Draws its ω where the generator is."""
+
+    def draw_params(self, shape: Any, generator: Any, device: Any = "cpu") -> dict[str, Tensor]:
+        return {"gain": torch.rand((shape[0],), generator=generator)}
+
+
+class UnnamedMask(OppositeMask):
+    """A mask for each sample, that would not be cut where a measurement is."""
+
+    support_radius = 0  # type: ignore[assignment]
+
+    def observed(self, params: Params) -> Tensor:
+        return params["mask"]
+
+
+class MisnamedMask(UnnamedMask):
+    """Names another parameter."""
+
+    pixel_params = frozenset({"masks"})  # type: ignore[assignment]
+
+
+class FixedGain(Shift):
+    """A gain that falls from left to right, said to be the same everywhere."""
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        return x * torch.linspace(1.0, 0.5, x.shape[-1], dtype=x.dtype)
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        return self.forward(y, params)
+
+
+class Ridge(Shift):
+    """A regularised inverse, said to be exact."""
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        return 0.5 * x
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        return 0.5 * y
+
+    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
+        return 0.5 * y / (0.25 + 0.01)
+
+
+class Scaled2(Ridge):
+    """An inverse of another gain, said to come near."""
+
+    exact_inverse = False  # type: ignore[assignment]
+
+    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
+        return 4.0 * y
+
+
+class OtherNullSpace(Shift):
+    """Keeps half of the pixels; its inverse repeats them in the other half."""
+
+    support_radius = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, params: Params) -> Tensor:
+        kept = x.flatten(1)[:, ::2]
+        return (
+            torch.stack([kept, torch.zeros_like(kept)], 2).flatten(1)[:, : x[0].numel()].view_as(x)
+        )
+
+    def adjoint(self, y: Tensor, params: Params) -> Tensor:
+        return self.forward(y, params)
+
+    def pseudo_inverse(self, y: Tensor, params: Params) -> Tensor:
+        kept = y.flatten(1)[:, ::2]
+        return torch.stack([kept, kept], 2).flatten(1)[:, : y[0].numel()].view_as(y)
+
+
 class White(NoiseModel):
     """Gaussian noise of .3: right, and the base of what is wrong."""
 
@@ -192,7 +279,7 @@ class White(NoiseModel):
     sigma, said, factor, constant = 0.3, 0.3, 1.0, math.log(2 * math.pi)
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
-        return clean + self.sigma * randn(clean.shape, generator, dtype=clean.dtype)
+        return clean + self.sigma * randn(clean.shape, generator, clean.device, clean.dtype)
 
     def log_prob(
         self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
@@ -254,7 +341,7 @@ class Laplacian(White):
     height = 1.0
 
     def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
-        u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype) - 0.5
+        u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype).to(clean) - 0.5
         return clean - self.scale * u.sign() * torch.log1p(-2 * u.abs())
 
     def log_prob(
@@ -273,6 +360,32 @@ class OtherTail(Laplacian):
         return White.sample(self, clean, params, generator)
 
 
+class WiderLaplacian(Laplacian):
+    """Draws 4 per cent wider than its own density, as its variance says."""
+
+    def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        return clean + 1.04 * (super().sample(clean, params, generator) - clean)
+
+    def variance(self, clean: Tensor, params: Params) -> Tensor:
+        return clean.new_full((), (1.04 * 0.3) ** 2)
+
+
+class Uniform(White):
+    """Says that it is Gaussian, and draws uniform noise of the same variance."""
+
+    def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        u = torch.rand(clean.shape, generator=generator, dtype=clean.dtype).to(clean) - 0.5
+        return clean + 12**0.5 * self.sigma * u
+
+
+class Tailed(White):
+    """Says that it is Gaussian, and draws a tenth of it three times as wide."""
+
+    def sample(self, clean: Tensor, params: Params, generator: torch.Generator) -> Tensor:
+        wide = 1.0 + 2.0 * (torch.rand(clean.shape, generator=generator) < 0.1).to(clean)
+        return clean + (super().sample(clean, params, generator) - clean) * wide / 1.8**0.5
+
+
 class HeavyTail(White):
     """Right: Student's t with 2.2 degrees of freedom, whose fourth moment is infinite."""
 
@@ -285,7 +398,7 @@ class HeavyTail(White):
         from scipy.stats import t
 
         drawn = torch.from_numpy(t.ppf(u.numpy(), 2.2))
-        return clean + (self.scale * drawn).to(clean.dtype)
+        return clean + (self.scale * drawn).to(clean)
 
     def log_prob(
         self, y: Tensor, clean: Tensor, params: Params, observed: Tensor | None = None
@@ -322,7 +435,7 @@ class Scaled(AmortizedPosterior):
 
     def _latent(self, affine: AffineMap, n: int, generator: Any, like: Tensor) -> Tensor:
         own = generator if self.listens else torch.Generator().manual_seed(0)
-        return randn((n, *like.shape), own, dtype=like.dtype)
+        return randn((n, *like.shape), own, like.device, like.dtype)
 
     def rsample(self, observation: Any, n: int, generator: Any) -> tuple[Tensor, Tensor]:
         affine = self.wiener(observation)
@@ -420,7 +533,7 @@ class White2(Prior):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Any, steps: int | None = None) -> Tensor:
-        z = randn((n, *self.space.shape), generator, dtype=self.mean.dtype)
+        z = randn((n, *self.space.shape), generator, self.mean.device, self.mean.dtype)
         return self.mean + z * self.log_scale.exp()
 
 
@@ -448,6 +561,13 @@ class SummedTimes(White2):
 
     def nll_bound(self, x: Tensor, generator: Any, n_times: int = 1) -> Tensor:
         return super().nll_bound(x, generator) + 0.5 * n_times
+
+
+class NoiseOnTheCPU(White2):
+    """Samples where the generator is, and not where the weights are."""
+
+    def sample(self, n: int, generator: Any, steps: int | None = None) -> Tensor:
+        return 0.4 * randn((n, *self.space.shape), generator)
 
 
 class SameSamples(White2):
@@ -484,6 +604,17 @@ class Untold(Told):
         return made
 
 
+class TableLeftBehind(Told):
+    """Multiplies by a table that is no buffer."""
+
+    def __init__(self, config: Any, context: Any, *, in_channels: int, out_channels: int) -> None:
+        super().__init__(config, context, in_channels=in_channels, out_channels=out_channels)
+        self.table = torch.linspace(0.5, 1.0, out_channels).reshape(-1, 1, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.table.expand(-1, 2, 2)[:, :1, :1] * super().forward(x, condition)
+
+
 class FirstScalar(Told):
     """The first scalar for all images."""
 
@@ -517,9 +648,9 @@ class Exact(Solver):
         sigma_start: float | None = None,
     ) -> tuple[Tensor, int]:
         batch = len(observation)
-        noise = randn((n * batch, *self.space.shape), generator)
+        noise = randn((n * batch, *self.space.shape), generator, observation.y.device)
         for _ in range(self.calls):
-            prior("denoise", noise, torch.ones(n * batch))
+            prior("denoise", noise, noise.new_ones(n * batch))
         drawn = prior.draw(20_000, torch.Generator().manual_seed(0))
         wiener = Wiener(Gaussian.from_images(self.space, drawn), observation.operator)
         wiener.update(observation.params)

@@ -14,7 +14,7 @@ from flowdiff.core.ops import OPS
 MANIFEST = """
 kernels:
   - {op: act_norm, target: "%(name)s.kernels:%(cls)s", backend: %(name)s, devices: [cpu],
-     dtypes: [float32], priority: %(priority)d}
+     dtypes: [float32], priority: %(priority)d, modes: [%(modes)s]}
 """
 SOURCE = """
 import torch
@@ -57,6 +57,11 @@ class Later(Right):
             raise MemoryError("out of memory")
         return super().__call__(u, log_scale, bias)
 
+class ForwardOnly(Right):
+    @torch.no_grad()
+    def __call__(self, u, log_scale, bias):
+        return super().__call__(u, log_scale, bias)
+
 class NoKernel:
     pass
 """
@@ -64,8 +69,14 @@ class NoKernel:
 
 @pytest.fixture
 def add(plugin_packages: Any) -> Any:
-    def write(name: str, cls: str = "Right", priority: int = 1, source: str = SOURCE) -> None:
-        values = {"name": name, "cls": cls, "priority": priority}
+    def write(
+        name: str,
+        cls: str = "Right",
+        priority: int = 1,
+        source: str = SOURCE,
+        modes: str = "forward, backward",
+    ) -> None:
+        values = {"name": name, "cls": cls, "priority": priority, "modes": modes}
         plugin_packages.add(name, MANIFEST % values, {"kernels.py": source})
 
     return write
@@ -144,6 +155,25 @@ def test_an_import_error_and_a_failure_later(add: Any) -> None:
         made = run("act_norm", *inputs(7, 3, 2))
     assert torch.equal(made[0], OPS["act_norm"].reference(*inputs(7, 3, 2))[0])
     assert run.counts == {"act_norm": {"klater": 1, "reference": 1}}
+
+
+def test_one_without_a_backward_pass_serves_where_nothing_is_differentiated(add: Any) -> None:
+    add("kforward", "ForwardOnly", modes="forward")
+    run = Dispatcher(get_registry(), "require")
+    u, log_scale, bias = inputs(2, 3, 5)
+    run("act_norm", u, log_scale, bias)
+    made, _ = run("act_norm", u.requires_grad_(True), log_scale, bias)
+    assert made.requires_grad
+    with torch.no_grad():
+        run("act_norm", u, log_scale, bias)
+    assert run.counts == {"act_norm": {"kforward": 2, "reference": 1}}
+    assert not run.problems
+
+
+def test_one_that_promises_gradients_and_has_none_is_wrong(add: Any) -> None:
+    add("kliar", "ForwardOnly")
+    with pytest.warns(KernelWarning, match="no gradient"):
+        Dispatcher(get_registry())("act_norm", *inputs(2, 3, 5))
 
 
 def test_modes(add: Any) -> None:
