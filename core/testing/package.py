@@ -65,7 +65,7 @@ def _everything(
             "the manifest can be read, and fits this flowdiff and what is installed",
             "broken",
             f"{package.state}: {package.reason}",
-            "see docs/plugins.md, The manifest",
+            "see docs/manifest.md",
         )
         yield Checked("package", package.name, str(package), (finding,))
         return
