@@ -246,9 +246,9 @@ MISTAKES = (
     ),
     Mistake(
         "log-det of a coupling with the wrong sign",
-        "plugins/posteriors/realnvp.py",
-        "return u, log_det + scale.flatten(1).sum(1)",
-        "return u, log_det - scale.flatten(1).sum(1)",
+        "core/ops/coupling.py",
+        "u * scale.exp() + shift, scale.flatten(1).sum(1)",
+        "u * scale.exp() + shift, -scale.flatten(1).sum(1)",
         "tests/science/test_posteriors.py::test_law",
     ),
     Mistake(
