@@ -41,7 +41,7 @@ from .controls import (
     wanted_controls,
 )
 from .counting import CallCounter
-from .errors import UserError
+from .errors import PluginError, UserError
 from .evaluation import evaluate
 from .export import export_run
 from .files import write_bytes, write_json
@@ -53,7 +53,7 @@ from .noise_level import with_estimates
 from .process import prepare_process
 from .progress import Progress, SilentProgress
 from .random import Streams
-from .registry import ComponentRecord, Registry, get_registry
+from .registry import SESSION, ComponentRecord, Registry, get_registry
 from .restoration import RestoreOptions, restore_files
 from .restorer import POSTERIOR, Restorer
 from .session import Session
@@ -184,6 +184,7 @@ class Run:
         self.folder = folder
         self.registry = registry or get_registry()
         self.config = folder.config()
+        _require_packages(folder, self.registry)
         self._built: Session | None = None
 
     @classmethod
@@ -209,7 +210,8 @@ class Run:
         RunFolder.check_new(path)
         if controls:
             check_controls(config, registry)
-        HookCaller.for_run(registry, _records(config, registry), hooks)
+        # Whether they are there; what they do is told when the run begins.
+        HookCaller.for_run(registry, _records(config, registry), hooks, lambda _: None)
         prepare_process(config, registry)
         progress = progress or SilentProgress()
         progress.message("preparing measurements, moments and networks")
@@ -304,7 +306,7 @@ class Run:
             session = self._session(checkpoint)
             session.setup_seconds = time.monotonic() - since
         self._built = None
-        counter = CallCounter(session.context.prior, session.context.posterior, session.calls)
+        counter = CallCounter.of(session.context, session.method, session.calls)
         session.calls = counter.counts
         made_with = versions() | _packages(self.config, self.registry)
         train(session, self.folder, made_with, progress, _Bound(caller, self))
@@ -628,3 +630,16 @@ def _records(config: RunConfig, registry: Registry) -> list[ComponentRecord]:
 
 def _packages(config: RunConfig, registry: Registry) -> dict[str, str]:
     return {record.package.name: record.package.version for record in _records(config, registry)}
+
+
+def _require_packages(folder: RunFolder, registry: Registry) -> None:
+    """Refuses a run whose plug-ins are not installed any more, by their names.
+
+    Raises:
+        PluginError: which, and the version that the run was made with.
+    """
+    for name, version in folder.plugins().items():
+        if registry.package(name) is None and name != SESSION:
+            raise PluginError(
+                f"{folder.path} was made with {name} {version}, which is not installed"
+            )

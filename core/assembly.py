@@ -9,7 +9,7 @@ from typing import Any
 from .composition import ComposedOperator
 from .config import RunConfig, split_settings, validate
 from .dataset import Dataset
-from .errors import UserError
+from .errors import PluginError, UserError
 from .method import Method
 from .metric import Metric, MetricConfig
 from .operator import DeterministicMap, ForwardOperator, NoiseModel
@@ -48,9 +48,15 @@ def factory_of(registry: Registry) -> Callable[..., Part]:
 
 
 def _require(cls: type[Part], name: str, config: Any, context: BuildContext) -> None:
-    ok, reason = cls.compatible(config, context)
+    answer: Any = cls.compatible(config, context)
+    if not (isinstance(answer, tuple) and len(answer) == 2):
+        raise PluginError(
+            f"{cls.kind} {name}: compatible gives {type(answer).__name__}, and not (ok, reason); "
+            f"see 'flowdiff plugins check {name}'"
+        )
+    ok, reason = answer
     if not ok:
-        raise UserError(f"{cls.kind} {name}: {reason}")
+        raise UserError(f"{cls.kind} {name}: {reason or 'refused, and no reason is given'}")
 
 
 def build_dataset(settings: Mapping[str, Any], registry: Registry) -> Source:
@@ -134,8 +140,8 @@ def build_operator(
         if isinstance(part, NoiseModel):
             if settings is not chain[-1]:
                 raise UserError(f"operator {name} is a noise, so nothing can follow it")
-            return ComposedOperator(context, maps, (name, part))
-        maps.append((name, part))
+            return ComposedOperator(context, maps, (_short(name, chain), part))
+        maps.append((_short(name, chain), part))
         spec = part.codomain
         place = replace(
             place,
@@ -144,6 +150,16 @@ def build_operator(
             reach=_sum(place.reach, part.support_radius),
         )
     raise UserError("the operator has no noise; add one, such as +gaussian_noise")
+
+
+def _short(name: str, chain: list[dict[str, Any]]) -> str:
+    """A part's name without its package, by which its parameters are kept.
+
+    So that files fit however it was asked for; with the package where two have the name.
+    """
+    short = name.rpartition(":")[2]
+    named = [str(part["name"]).rpartition(":")[2] for part in chain]
+    return short if named.count(short) == 1 else name
 
 
 def _sum(reach: int | None, radius: int | None) -> int | None:
@@ -194,6 +210,12 @@ class Assembly:
         posterior: Any = None
         if method.roles.prior:
             prior = _trainable("prior", config.prior, context, registry, config.seed)
+            if method.roles.prior_density and not prior.has_density:
+                raise UserError(
+                    f"method {name} needs a prior with a density, and "
+                    f"{config.prior and config.prior['name']} has a bound of it only; name "
+                    "another, such as --prior flow"
+                )
         if method.roles.posterior:
             posterior = _trainable("posterior", config.posterior, context, registry, config.seed)
             if method.roles.density and not posterior.has_density:
@@ -201,6 +223,7 @@ class Assembly:
                     f"method {name} needs a posterior with a density, and "
                     f"{config.posterior and config.posterior['name']} declares that it has none"
                 )
+        method.check(prior, posterior, context)
         return cls(space, operator, method, context, prior, posterior)
 
 

@@ -7,16 +7,17 @@ imports no plug-in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import UserError
+from .errors import PluginError, UserError
 from .observation import Observation, Params
-from .operator import DeterministicMap, ForwardOperator, NoiseModel, TensorSpec
+from .operator import DeterministicMap, ForwardOperator, NoiseModel, OperatorPart, TensorSpec
 from .part import BuildContext, PartConfig
 
 __all__ = ["ComposedOperator"]
@@ -26,6 +27,23 @@ def _own(params: Params, name: str) -> dict[str, Tensor]:
     """The parameters of one part, without its prefix."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
+def _drawn(
+    name: str,
+    part: OperatorPart,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """The parameters of one part, with its prefix."""
+    own: Any = part.draw_params(shape, generator, device)
+    if not isinstance(own, Mapping):
+        raise PluginError(
+            f"operator {name}: draw_params gives {type(own).__name__}, and not tensors by name; "
+            f"see 'flowdiff plugins check {name}'"
+        )
+    return {f"{name}.{key}": value for key, value in own.items()}
 
 
 class ComposedOperator(ForwardOperator):
@@ -128,11 +146,9 @@ class ComposedOperator(ForwardOperator):
     ) -> dict[str, Tensor]:
         params: dict[str, Tensor] = {}
         for name, part in self._chain():
-            own = part.draw_params(shape, generator, device)
-            params |= {f"{name}.{key}": value for key, value in own.items()}
+            params |= _drawn(name, part, shape, generator, device)
             shape = (shape[0], *part.codomain.shape)
-        own = self._noise().draw_params(shape, generator, device)
-        return params | {f"{self.noise_name}.{key}": value for key, value in own.items()}
+        return params | _drawn(self.noise_name, self._noise(), shape, generator, device)
 
     def forward(self, x: Tensor, params: Params) -> Tensor:
         for name, part in self._chain():

@@ -318,7 +318,14 @@ def resolve(request: Request, registry: Registry) -> RunConfig:
     roles = made.roles
     for scope, needed in (("prior", roles.prior), ("posterior", roles.posterior)):
         if needed:
-            resolved[scope] = _resolve_scope(scope, request, overrides[scope], registry, suggested)
+            resolved[scope] = _resolve_scope(
+                scope,
+                request,
+                overrides[scope],
+                registry,
+                suggested,
+                made.part_defaults.get(scope, ""),
+            )
         elif getattr(request, scope) is not None or overrides[scope]:
             raise UserError(
                 f"method {method} uses no {scope}, so --{scope} and its settings cannot be given"
@@ -632,11 +639,13 @@ def _resolve_scope(
     overrides: Mapping[str, Any],
     registry: Registry,
     suggested: _Suggested,
+    suits: str = "",
 ) -> dict[str, Any]:
+    """A part with all its settings; `suits` is the one that suits the method best."""
     own = _mapping(request, scope)
     in_file = own.pop("name", None)
     suggestion = suggested.of(scope)
-    name = getattr(request, scope) or in_file or suggestion.part
+    name = getattr(request, scope) or in_file or suits or suggestion.part
     if in_file is not None and name != in_file:
         own = {}
     kind = "dataset" if scope == "data" else scope
@@ -709,7 +718,8 @@ def resolve_part(
     Raises:
         UserError: an unknown setting, or a value that does not fit.
     """
-    scope = {"operator": f"op.{name}", "dataset": "data"}.get(kind, kind)
+    short = name.rpartition(":")[2]
+    scope = {"operator": f"op.{short}", "dataset": "data"}.get(kind, kind)
     return _resolve_part(registry, kind, name, scope, "standard", {}, settings, _Suggestion())
 
 
@@ -841,5 +851,7 @@ def validate(cls: type[PartConfig], values: Mapping[str, Any], scope: str) -> An
 def _first_error(error: ValidationError, scope: str) -> str:
     first = error.errors()[0]
     path = ".".join(str(p) for p in ((scope,) if scope else ()) + tuple(first["loc"]))
+    if first["type"] == "missing":
+        return f"{path}: it has no default; give it, such as --set {path}=…"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{path}={first.get('input')!r}: {message}"

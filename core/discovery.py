@@ -71,6 +71,10 @@ class DisableRules:
         words = {word.strip() for word in value.split(",")} - {""}
         return cls.of(words - {"all"}, third_party="all" in words)
 
+    def unknown(self, installed: Iterable[str]) -> list[str]:
+        """Names that no installed package has: misspelt, or not there."""
+        return sorted(self.names - {canonicalize_name(name) for name in installed})
+
     def __or__(self, other: DisableRules) -> DisableRules:
         return DisableRules(self.names | other.names, self.third_party or other.third_party)
 

@@ -303,11 +303,7 @@ def _apart(a: Tensor, b: Tensor, tolerance: float) -> str:
 
 def _installed(registry: Registry) -> list[_Installed]:
     return [
-        _Installed(entry, package)
-        for package in registry.packages
-        if package.state == "ok" and package.manifest is not None
-        for entry in package.manifest.kernels
-        if entry.op in OPS
+        _Installed(entry, package) for entry, package in kernels_of(registry) if entry.op in OPS
     ]
 
 
@@ -357,8 +353,13 @@ def call_op(name: str, *inputs: Any) -> Any:
 
 
 def kernels_of(registry: Registry) -> list[tuple[Entry, Package]]:
-    """Every kernel of a usable package, with the package."""
-    return [(kernel.entry, kernel.package) for kernel in _installed(registry)]
+    """Every kernel of a usable package, with the package; its op need not exist."""
+    return [
+        (entry, package)
+        for package in registry.packages
+        if package.state == "ok" and package.manifest is not None
+        for entry in package.manifest.kernels
+    ]
 
 
 def load_kernel(entry: Entry, package: Package) -> Kernel:

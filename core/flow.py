@@ -141,11 +141,12 @@ class ConditionalFlow(AmortizedPosterior):
         self.wiener.update(observation.params)
         with torch.no_grad():
             features = self._operator_features(observation)
-            flat = features.movedim(1, 0).flatten(1)
-            spread = flat.std(1, correction=min(1, flat.shape[1] - 1))
-            # A feature that never varies (a fixed mask) keeps its own scale.
-            spread = spread.where(spread > 1e-4 * features.abs().max(), 1.0)
-            self.get_buffer("feature_scale").copy_(spread)
+            if features.shape[1]:
+                flat = features.movedim(1, 0).flatten(1)
+                spread = flat.std(1, correction=min(1, flat.shape[1] - 1))
+                # A feature that never varies (a fixed mask) keeps its own scale.
+                spread = spread.where(spread > 1e-4 * features.abs().max(), 1.0)
+                self.get_buffer("feature_scale").copy_(spread)
             if self.config.centre == "none":
                 affine = self.wiener(observation)
                 drawn = affine.sample(1, generator)[0]

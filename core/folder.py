@@ -92,6 +92,15 @@ class RunFolder:
             raise UserError(f"{path} is no run folder: it has no config.yaml")
         return folder
 
+    def plugins(self) -> dict[str, str]:
+        """Versions of the packages whose parts the run used, by name; empty before it began."""
+        try:
+            content = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            return {str(name): str(version) for name, version in content["plugins"].items()}
+        except (OSError, ValueError, KeyError, AttributeError):
+            # Damaged or absent: it is written for people, and nothing else depends on it.
+            return {}
+
     def config(self) -> RunConfig:
         """The resolved configuration.
 

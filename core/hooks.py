@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pluggy
@@ -107,7 +108,7 @@ class HookCaller:
             # A misspelt hook would never be called.
             manager.check_pending()
         except pluggy.PluginValidationError as error:
-            self._fail(name, "registration", error)
+            self._fail(name, "registration", _named_wrong(hooks) or error)
             return
         self._managers[name] = manager
 
@@ -176,6 +177,15 @@ class HookCaller:
         self._reported.add((name, where))
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         self._report(f"plug-in {name}, {where}: {cause} (the run goes on without it)")
+
+
+def _named_wrong(hooks: Any) -> Exception | None:
+    """What to say of a hook whose name is misspelt."""
+    known = [name for name in vars(hookspecs) if name.startswith("flowdiff_")]
+    for name in vars(hooks) if isinstance(hooks, ModuleType) else dir(hooks):
+        if name.startswith("flowdiff_") and name not in known:
+            return AttributeError(f"there is no hook {name!r}{suggest(name, known)}")
+    return None
 
 
 def _enabled(packages: Iterable[Package], name: str) -> dict[str, str]:

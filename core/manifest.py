@@ -92,6 +92,10 @@ class IncompatibleManifestError(PluginError):
 
 
 def _known_kind(value: object) -> object:
+    if value == "kernel":
+        raise ValueError("kernels are no components; list them under `kernels`")
+    if value == "noise":
+        raise ValueError("a noise is of kind operator")
     if isinstance(value, str) and value not in KINDS:
         raise ValueError(f"{value!r} is not a kind{suggest(value, KINDS)}")
     return value
@@ -108,11 +112,13 @@ def _is_specifier(value: object) -> object:
 
 
 Range = Annotated[str, BeforeValidator(_is_specifier)]
-Target = Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+(\.\w+)*$")]
+_URL = r"^https?://\S+$"
+_TARGET, _MODULE = r"^\w+(\.\w+)*:\w+(\.\w+)*$", r"^\w+(\.\w+)*$"
+Target = Annotated[str, Field(pattern=_TARGET)]
 NAME_PATTERN = r"^[A-Za-z_][\w-]*$"
 """Of a component: neither ``:``, ``+`` nor ``.``, which the command line uses."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Module = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
+Module = Annotated[str, Field(pattern=_MODULE)]
 
 
 class _Entry(BaseModel):
@@ -123,7 +129,7 @@ class Reference(_Entry):
     """A paper or a page."""
 
     title: str
-    url: str = Field(pattern=r"^https?://\S+$")
+    url: str = Field(pattern=_URL)
 
 
 class Component(_Entry):
@@ -275,8 +281,10 @@ def parse_manifest(text: str, where: str, distribution: str) -> Manifest:
     for key, version in (("schema", SCHEMA_VERSION), ("api", API_VERSION)):
         found = data.get(key)
         if isinstance(found, int) and not isinstance(found, bool) and found != version:
+            older = "flowdiff" if found > version else distribution
             raise IncompatibleManifestError(
-                f"{about}: field {key} is {found}, and this flowdiff reads {key} {version}"
+                f"{about}: field {key} is {found}, and this flowdiff reads {key} {version}; "
+                f"install a newer {older}"
             )
     try:
         manifest = Manifest.model_validate(data)
@@ -325,6 +333,20 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+_TYPES = {
+    "tuple_type": "a list",
+    "model_type": "a mapping with fields of its own",
+    "dict_type": "a mapping",
+    "string_type": "text",
+}
+_PATTERNS = {
+    NAME_PATTERN: "a name: letters, digits, _ and -, beginning with a letter",
+    _TARGET: "module:Class",
+    _MODULE: "the name of a module",
+    _URL: "an address, https://…",
+}
+
+
 def _explain(error: ValidationError, data: dict[Any, Any]) -> str:
     """The first problem as ``field: what is wrong``, and how many more there are."""
     # A misspelt field is unknown, and the right one then missing: the former says what to do.
@@ -337,7 +359,10 @@ def _explain(error: ValidationError, data: dict[Any, Any]) -> str:
     elif first["type"] == "missing":
         message = "missing"
     elif first["type"] == "string_pattern_mismatch":
-        message = f"{first['input']!r} does not match {first['ctx']['pattern']}"
+        meant = _PATTERNS.get(first["ctx"]["pattern"], first["ctx"]["pattern"])
+        message = f"{first['input']!r} is not {meant}"
+    elif first["type"] in _TYPES:
+        message = f"{first['input']!r} is not {_TYPES[first['type']]}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return _one_line(f"field {field}{at}: {message}{more}" if field else f"{message}{more}")
 

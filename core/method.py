@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import PluginError, UserError
 from .gaussian import Gaussian
 from .initial import Initial
 from .observation import Observation
@@ -44,6 +44,8 @@ class Roles:
     posterior: bool = False
     density: bool = False
     """Whether the posterior must have a density."""
+    prior_density: bool = False
+    """Whether the prior must have a density, `Prior.has_density`."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class Method(Part, ABC):
     """Only for controls: every other method gets a view of the data that holds no image."""
     trains: ClassVar[bool] = True
     """Whether it takes steps; a closed form does all in `setup`."""
+    part_defaults: ClassVar[Mapping[str, str]] = {}
+    """Prior and posterior that suit the method where the user names none."""
     train_defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings ``train.*`` that suit the method, such as its number of steps, where the user says
     nothing."""
@@ -169,6 +173,21 @@ class Method(Part, ABC):
     def supports(cls, operator: ForwardOperator) -> tuple[bool, str]:
         """Whether the method's theory covers that operator, else the reason why not."""
         return True, ""
+
+    def check(
+        self, prior: Prior | None, posterior: AmortizedPosterior | None, context: BuildContext
+    ) -> None:
+        """Refuses, before anything is prepared, parts that the method cannot use.
+
+        Args:
+            prior: the run's, where `roles` asks for one.
+            posterior: the same.
+            context: makes further parts, such as a solver.
+
+        Raises:
+            UserError: it cannot, with the reason and what to do.
+        """
+        return
 
     @abstractmethod
     def setup(self, ctx: RunContext) -> None:
@@ -224,6 +243,11 @@ class Method(Part, ABC):
             raise NotImplementedError(f"{type(self).__name__} has no prior to sample")
         with torch.no_grad():
             drawn: Tensor = ctx.prior("sample", n, generator, steps)
+        if tuple(drawn.shape) != (n, *ctx.space.shape):
+            raise PluginError(
+                f"prior {type(ctx.prior).__name__}: sample gives shape {tuple(drawn.shape)}, and "
+                f"not {(n, *ctx.space.shape)}"
+            )
         return drawn
 
     def restore(

@@ -94,7 +94,7 @@ def make_plan(config: RunConfig, registry: Registry) -> Plan:
     session = Session.build(config, registry)
     preparation = time.monotonic() - since
     ctx = session.context
-    counter = CallCounter(ctx.prior, ctx.posterior)
+    counter = CallCounter.of(ctx, session.method)
     seconds = 0.0
     if session.method.trains:
         index = torch.arange(config.train.batch_size) % len(ctx.observations)

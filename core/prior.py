@@ -59,6 +59,8 @@ class Prior(Part, nn.Module, ABC):
     """What `forward` dispatches to."""
     frozen: bool = False
     """Whether methods leave its weights alone, and learn a posterior only."""
+    has_density: ClassVar[bool] = False
+    """Whether `nll_bound` is −log p_θ(x) itself, and no bound: nothing is drawn for it."""
     given: bool = False
     """Whether it was learned elsewhere, from what is not known here."""
 

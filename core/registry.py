@@ -12,6 +12,8 @@ always qualified (``deepinv:Tomography``). A network may also be a class of any 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -20,7 +22,15 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from .discovery import DisableRules, Package, State, check_requirements, discover
+from .discovery import (
+    BUNDLED,
+    DISABLE_VARIABLE,
+    DisableRules,
+    Package,
+    State,
+    check_requirements,
+    discover,
+)
 from .errors import PluginError, suggest
 from .manifest import KINDS, NAME_PATTERN, Component, Kind, Provider, Reference
 
@@ -39,6 +49,13 @@ SESSION = "session"
 _MODULE = "a module without a manifest"
 _BY_MODULE = frozenset({"network"})
 """Kinds of which a class may be named as ``module:Class``, without a manifest."""
+
+_NO_KINDS = {
+    "noise": "a noise is of kind operator",
+    "logger": "a logger is hooks of a package; name the package",
+    "hooks": "hooks belong to a package; name the package",
+}
+"""What people call a kind, and what to say instead."""
 
 # Strings, so that a look-up imports no torch.
 _CONTRACTS: dict[str, str] = {
@@ -127,13 +144,24 @@ class Registry:
 
     def __init__(self, rules: DisableRules | None = None) -> None:
         self.rules = DisableRules.from_environment() if rules is None else rules
+        self._of_environment = rules is None
         self._session: dict[tuple[str, str], ComponentRecord] = {}
         self._classes: dict[tuple[str, str], type[Any]] = {}
 
     @cached_property
     def packages(self) -> list[Package]:
         """Every distribution with a manifest, whatever its state."""
-        return discover(self.rules)
+        found = discover(self.rules)
+        unknown = self.rules.unknown(package.name for package in found)
+        if unknown and self._of_environment:
+            names = ", ".join(unknown)
+            hint = suggest(unknown[0], [p.name for p in found if p.name != BUNDLED])
+            print(
+                f"warning: {DISABLE_VARIABLE} names {names}, and no such plug-in package is "
+                f"installed{hint}",
+                file=sys.stderr,
+            )
+        return found
 
     @cached_property
     def _installed(self) -> list[ComponentRecord]:
@@ -147,12 +175,25 @@ class Registry:
         for record in records:
             if record.state == "ok":
                 providers.setdefault((record.kind, record.name), []).append(record.qualified)
-        return [
-            replace(record, state="ambiguous", reason=f"also {_others(record, names)}")
-            if record.state == "ok" and len(names := providers[record.kind, record.name]) > 1
-            else record
-            for record in records
-        ]
+        return [self._as_named(record, providers) for record in records]
+
+    @staticmethod
+    def _as_named(
+        record: ComponentRecord, providers: Mapping[tuple[str, str], list[str]]
+    ) -> ComponentRecord:
+        """Marks one whose short name two packages provide; a bundled part keeps its own.
+
+        Otherwise a package that takes a bundled name would stop commands, and runs of before,
+        that have nothing to do with it.
+        """
+        names = providers.get((record.kind, record.name), [])
+        if record.state != "ok" or len(names) < 2 or record.package.name == BUNDLED:
+            return record
+        bundled = f"{BUNDLED}:{record.name}"
+        reason = f"also {_others(record, names)}"
+        if bundled in names:
+            reason = f"{record.name} is flowdiff's own; this one is {record.qualified}"
+        return replace(record, state="ambiguous", reason=reason)
 
     def records(self, kind: str | None = None) -> list[ComponentRecord]:
         """Every component, of one kind or of all, in the order of `KINDS` and then by name.
@@ -199,11 +240,16 @@ class Registry:
         matches = [record for record in self.records(kind) if record.name == name]
         session = [record for record in matches if record.package.name == SESSION]
         usable = session or [record for record in matches if record.usable]
+        bundled = [record for record in usable if record.package.name == BUNDLED]
+        usable = bundled or usable
         if len(usable) == 1:
             return usable[0]
         if usable:
             choices = " or ".join(record.qualified for record in usable)
-            raise PluginError(f"{kind} {name!r} is provided by {len(usable)} packages: {choices}")
+            raise PluginError(
+                f"{kind} {name!r} is provided by {len(usable)} packages; write {choices}, or "
+                "switch one off with --no-plugin"
+            )
         if matches:
             raise PluginError(_refusal(matches[0]))
         raise PluginError(f"unknown {kind} {name!r}{self._hint(kind, name)}")
@@ -231,11 +277,42 @@ class Registry:
             provided = [self._ask_providers(k, prefix, short) for k in kinds]
             matches = [record for record in provided if record is not None]
         if not matches:
-            what = kind or "component"
-            known = [record.qualified if colon else record.name for record in records]
-            hint = suggest(name, known) + self._unread()
-            raise PluginError(f"unknown {what} {name!r}{hint}")
+            raise PluginError(self._no_such(name, kind, records))
         return matches
+
+    def _no_such(self, name: str, kind: str | None, records: Sequence[ComponentRecord]) -> str:
+        """What is said of a name that no component has."""
+        prefix, colon, _ = name.rpartition(":")
+        owner = self._owner(name)
+        if owner:
+            return owner
+        unread = self._unread()
+        if colon and self.package(prefix) is None and prefix not in self._namespaces():
+            hint = suggest(prefix, [p.name for p in self.packages] + sorted(self._namespaces()))
+            return f"no installed package {prefix!r} provides plug-ins{hint}{unread}"
+        known = [r.qualified if colon else r.name for r in records]
+        known += [] if colon else [p.name for p in self.packages if p.name != BUNDLED]
+        return f"unknown {kind or 'component'} {name!r}{suggest(name, known)}{unread}"
+
+    def _namespaces(self) -> set[str]:
+        return {provider.namespace for _, provider in self._providers()}
+
+    def _owner(self, name: str) -> str:
+        """Of a name that hooks or kernels have: where to ask; empty for others."""
+        for package in self.packages:
+            manifest = package.manifest
+            if manifest is None:
+                continue
+            hooks = manifest.hooks if isinstance(manifest.hooks, dict) else {}
+            what = "hooks" if name in hooks else ""
+            if any(name in (kernel.op, kernel.backend) for kernel in manifest.kernels):
+                what = "a kernel"
+            if what:
+                return (
+                    f"{name!r} is {what} of {package.name}, and no component; see "
+                    f"'flowdiff plugins info {package.name}'"
+                )
+        return ""
 
     def package(self, name: str) -> Package | None:
         """The installed package of that distribution name, whatever its state; None for none."""
@@ -400,7 +477,9 @@ def _check_kind(kind: str) -> Kind:
     for known in KINDS:
         if kind == known:
             return known
-    raise PluginError(f"unknown kind {kind!r}{suggest(kind, KINDS)}")
+    instead = _NO_KINDS.get(kind)
+    hint = f"; {instead}" if instead else suggest(kind, KINDS)
+    raise PluginError(f"unknown kind {kind!r}{hint}")
 
 
 def _record(component: Component, package: Package) -> ComponentRecord:

@@ -84,13 +84,16 @@ class Session:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Number of parameters of each trainable part that the method uses."""
+        """Number of parameters of each part that the method uses, its own networks included."""
         parts = {"prior": self.context.prior, "posterior": self.context.posterior}
-        return {
-            name: sum(p.numel() for p in part.parameters())
-            for name, part in parts.items()
-            if part is not None
+        found: dict[str, torch.nn.Module] = {k: v for k, v in parts.items() if v is not None}
+        known = {id(p) for part in found.values() for p in part.parameters()}
+        found |= {
+            name: trainable.module
+            for name, trainable in self.method.trainables.items()
+            if not known.issuperset(id(p) for p in trainable.module.parameters())
         }
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in found.items()}
 
     @property
     def clean_images_used(self) -> int:

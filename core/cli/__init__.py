@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from flowdiff.core.errors import FlowdiffError, suggest
+from flowdiff.core.errors import FlowdiffError, UserError, suggest
 
 __all__ = ["main"]
 
@@ -32,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         only after ``--debug``.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    front, rest = _hoist(given or ["--help"])
+    try:
+        front, rest = _hoist(given or ["--help"])
+    except UserError as error:
+        return _complain(str(error), error.exit_code)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names and messages hold σ and θ; a terminal without them gets a question mark.
         sys.stdout.reconfigure(errors="replace")
@@ -71,7 +74,20 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _complain("interrupted" if interrupted else "aborted", 130 if interrupted else 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except Exception as error:
+        # A fault of ours shows its traceback; one in other people's code, where it is.
+        culprit = _culprit(error)
+        if culprit is None:
+            raise
+        return _complain(culprit, 1, debug)
     return result if isinstance(result, int) else 0
+
+
+def _culprit(error: Exception) -> str | None:
+    """Of an error in a plug-in's code: package, file and line; None for one of ours."""
+    from .plugin_faults import culprit
+
+    return culprit(error)
 
 
 def _complain(message: str, code: int, debug: bool = False) -> int:
@@ -106,7 +122,10 @@ def _hoist(arguments: list[str]) -> tuple[list[str], list[str]]:
         elif word in _FLAGS or word.startswith(f"{_WITH_VALUE}="):
             front.append(word)
         elif word == _WITH_VALUE:
-            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+            value = next(words, None)
+            if value is None or value.startswith("-"):
+                raise UserError("--no-plugin needs the NAME of a package after it")
+            front += [word, value]
         else:
             rest.append(word)
     return front, rest

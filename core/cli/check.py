@@ -102,8 +102,8 @@ def _parsed(text: str, name: str, scopes: Mapping[str, str]) -> tuple[str, Any]:
     scope, _, last = key.strip().rpartition(".")
     if scope and scopes and scope not in scopes:
         raise UserError(
-            f"--set {text}: {name} has no settings {scope}.…; write --set {last}=… or "
-            f"--set {next(iter(scopes))}.{last}=…"
+            f"--set {text}: {name} has no settings {scope}.…; its own are written --set KEY=… or "
+            f"--set {next(iter(scopes))}.KEY=…"
         )
     try:
         return last, yaml.safe_load(raw)
@@ -124,6 +124,8 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _print(result: Checked, debug: bool) -> None:
+    from flowdiff.core.testing.check import SAME
+
     of = f" of {result.package}" if result.package else ""
     typer.echo(f"{result.kind} {result.name}{of}")
     if result.problem:
@@ -134,7 +136,11 @@ def _print(result: Checked, debug: bool) -> None:
     for reason in result.refused:
         typer.echo(f"  refuses {reason}")
     width = max(len(finding.law) for finding in result.findings)
+    again: dict[str, list[str]] = {}
     for finding in result.findings:
+        if finding.detail.startswith(SAME):
+            again.setdefault(finding.detail, []).append(finding.law)
+            continue
         typer.echo(f"  {finding.status:<14}  {finding.law:<{width}}  {finding.detail}")
         if finding.status == "broken":
             indent = " " * (width + 20)
@@ -143,6 +149,8 @@ def _print(result: Checked, debug: bool) -> None:
                 typer.echo(f"{indent}usual cause: {finding.cause}")
             if debug and finding.traceback:
                 typer.echo(textwrap.indent(finding.traceback.rstrip(), indent))
+    for detail, laws in again.items():
+        typer.echo(f"  {'broken':<14}  {detail}: {', '.join(laws)}")
     typer.echo("")
 
 

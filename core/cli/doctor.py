@@ -31,6 +31,7 @@ def doctor(
         for p in get_registry().packages
         if p.state != "ok"
     ]
+    packages += _hooks()
     content: dict[str, Any] = {
         "versions": versions(),
         "devices": _devices(),
@@ -45,6 +46,22 @@ def doctor(
     wrong = [k for k in content["kernels"] if k["state"] == "wrong"]
     if broken or wrong:
         raise typer.Exit(1)
+
+
+def _hooks() -> list[dict[str, str]]:
+    """Hooks of a package that cannot be loaded, or would never be called."""
+    from flowdiff.core.hooks import HookCaller
+    from flowdiff.core.registry import get_registry
+
+    found: list[dict[str, str]] = []
+    for package in get_registry().packages:
+        hooks = None if package.manifest is None else package.manifest.hooks
+        if package.state != "ok" or not isinstance(hooks, str):
+            continue
+        told: list[str] = []
+        HookCaller.for_run(get_registry(), (), [package.name], told.append, rank=0)
+        found += [{"package": str(package), "state": "broken", "reason": t} for t in told]
+    return found
 
 
 def _devices() -> list[dict[str, str]]:
@@ -68,13 +85,17 @@ def _kernels() -> list[dict[str, str]]:
         load_kernel,
         reasons_here,
     )
-    from flowdiff.core.errors import PluginError
+    from flowdiff.core.errors import PluginError, suggest
     from flowdiff.core.ops import OPS
     from flowdiff.core.registry import get_registry
 
     rows = []
     for entry, package in kernels_of(get_registry()):
         about = {"op": entry.op, "backend": entry.backend, "package": str(package)}
+        if entry.op not in OPS:
+            reason = f"there is no op {entry.op!r}{suggest(entry.op, OPS)}"
+            rows.append({**about, "device": "-", "state": "wrong", "reason": reason})
+            continue
         try:
             kernel = load_kernel(entry, package)
         except PluginError as error:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+_OTHERS = ("kind", "name", "package", "state", "remark")
+
 app = typer.Typer(name="plugins", help="Show, check and begin components.")
 app.command("check")(check_components)
 app.command("new")(new_package)
@@ -42,6 +44,7 @@ def list_components(
     records = registry.records(kind)
     # A package whose manifest cannot be read has no components to show, only a reason.
     unread = [package for package in registry.packages if package.manifest is None]
+    others = _without_components(registry) if kind is None else []
     if as_json:
         problems = [
             {"package": p.name, "version": p.version, "state": p.state, "reason": p.reason}
@@ -50,6 +53,7 @@ def list_components(
         content = {
             "components": [r.to_json() for r in records],
             "kernels": kernels,
+            "others": [dict(zip(_OTHERS, row, strict=True)) for row in others],
             "unreadable": problems,
         }
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
@@ -59,6 +63,7 @@ def list_components(
         ["kernel", k["op"], k["package"], k["state"], f"{k['backend']}: {', '.join(k['devices'])}"]
         for k in kernels
     ]
+    rows += others
     rows += [["-", "-", p.name, p.state, p.reason] for p in unread]
     print_table(["kind", "name", "package", "state", "summary"], rows)
 
@@ -81,9 +86,12 @@ def show_component(
     registry = get_registry()
     package = registry.package(name) if kind is None else None
     # A component may have its package's name; its settings are what is asked for then.
-    if package is not None and all(record.name != name for record in registry.records()):
+    named = any(record.name == name for record in registry.records())
+    if package is not None and not (named and as_json):
         _show_package(package, as_json)
-        return
+        if not named:
+            return
+        typer.echo()
     records = registry.lookup(name, kind)
     described = [(record, *_settings(record)) for record in records]
     # Providers of one namespace are all asked: those that do not know the name have nothing to say
@@ -92,7 +100,9 @@ def show_component(
     described = known or described
     if as_json:
         content = [
-            record.to_json() | {"settings": settings, "settings_error": problem or None}
+            record.to_json()
+            | ({"state": "broken"} if problem and record.usable else {})
+            | {"settings": settings, "settings_error": problem or None}
             for record, settings, problem in described
         ]
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
@@ -100,7 +110,7 @@ def show_component(
     for position, (record, settings, problem) in enumerate(described):
         if position:
             typer.echo()
-        _print_record(record)
+        _print_record(record, broken=bool(problem) and record.usable)
         if problem:
             typer.echo(f"settings      not shown: {problem}")
         elif settings:
@@ -156,6 +166,28 @@ def _show_package(package: Package, as_json: bool) -> None:
         print_table(["  kind", "name", "summary"], rows)
 
 
+def _without_components(registry: Registry) -> list[list[str]]:
+    """Hooks and providers, which are no components, and packages that provide nothing."""
+    rows: list[list[str]] = []
+    for package in registry.packages:
+        manifest = package.manifest
+        if manifest is None:
+            continue
+        about = [package.name, package.state]
+        hooks = manifest.hooks
+        named = hooks if isinstance(hooks, dict) else {package.name: hooks} if hooks else {}
+        rows += [
+            ["hooks", name, *about, package.reason or module] for name, module in named.items()
+        ]
+        rows += [
+            ["provider", f"{p.namespace}:*", *about, package.reason or p.summary]
+            for p in manifest.providers
+        ]
+        if not (named or manifest.providers or manifest.components or manifest.kernels):
+            rows.append(["-", "-", *about, "provides nothing"])
+    return rows
+
+
 def _kernels(registry: Registry) -> list[dict[str, Any]]:
     return [
         {"package": p.name, "version": p.version, "state": p.state, "reason": p.reason}
@@ -170,12 +202,12 @@ def _remark(record: ComponentRecord) -> str:
     return record.reason if record.state != "ok" else record.summary
 
 
-def _print_record(record: ComponentRecord) -> None:
+def _print_record(record: ComponentRecord, broken: bool = False) -> None:
     reference = record.reference
     lines = {
         "": record.summary,
         "package": str(record.package),
-        "state": f"{record.state}: {record.reason}" if record.reason else record.state,
+        "state": "broken" if broken else _state(record),
         "target": record.target,
         "manifest": "" if record.package.file is None else str(record.package.file),
         "entry point": record.package.entry_point,
@@ -188,6 +220,10 @@ def _print_record(record: ComponentRecord) -> None:
     for label, value in lines.items():
         if value:
             typer.echo(f"{label:<14}{value}")
+
+
+def _state(record: ComponentRecord) -> str:
+    return f"{record.state}: {record.reason}" if record.reason else record.state
 
 
 def _settings(record: ComponentRecord) -> tuple[list[dict[str, Any]], str]:

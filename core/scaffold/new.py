@@ -117,13 +117,19 @@ def create(folder: Path, kind: str, name: str) -> Written:
     """
     if kind not in _KINDS:
         raise UserError(f"--kind {kind}: no template of that kind{suggest(kind, _KINDS)}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
         raise UserError(
-            f"--name {name}: use small letters, digits and _, beginning with a letter: it becomes "
-            "a module's name too"
+            f"--name {name[:60]!r}: use up to 40 small letters, digits and _, beginning with a "
+            "letter: it becomes a module's name too"
         )
+    if keyword.iskeyword(name) or name == "flowdiff":
+        raise UserError(f"--name {name}: it is a word of Python's, or flowdiff's own name")
     _refuse_taken(kind, name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not folder.name:
+        raise UserError(f"'{folder}' is here, or no folder; name a new one")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder")
     values = _values(kind, name)
     package = folder / str(values["package"])

@@ -30,6 +30,7 @@ __all__ = [
     "close",
     "doubled",
     "generator",
+    "integrates_to_one",
     "same_draws",
     "slopes",
     "some_gaussian",
@@ -110,7 +111,7 @@ class Case:
             if ok:
                 found.append(case)
             else:
-                refused.append((str(case), reason))
+                refused.append((str(case), reason or "it gives no reason"))
         if found:
             min(found, key=lambda case: case.space.dimension).smallest = True
         return found, refused
@@ -123,7 +124,10 @@ class Case:
         """Whether the component says that it works here, or why not."""
         try:
             cls, config, place = self._configured(self.context())
-            ok, reason = cls.compatible(config, place)
+            answer = cls.compatible(config, place)
+            if not (isinstance(answer, tuple) and len(answer) == 2):
+                raise TypeError(f"compatible gives {type(answer).__name__}, and not (ok, reason)")
+            ok, reason = answer
             if ok:
                 self.probe()
         except UserError as error:
@@ -252,6 +256,35 @@ def slopes(
     with torch.no_grad():
         numeric = float((of(x + h * direction) - of(x - h * direction)) / (2 * h))
     return float((gradient.conj() * direction).real.sum()), numeric, gradient
+
+
+def integrates_to_one(x: Tensor, log_p: Tensor) -> str:
+    """Holds E[g(x)/p(x)] over p's own samples against 1, g a normal density narrower than p.
+
+    Args:
+        x: samples of p, with shape (N, d).
+        log_p: their log-densities, with shape (N,).
+
+    Raises:
+        LawBroken: it is not 1, and by how many nats the density is about off.
+    """
+    # g: the normal density with the mean and .7 of the covariance of half of them.
+    fitted, x = x.chunk(2)
+    log_p = log_p.chunk(2)[1]
+    mean = fitted.mean(0)
+    covariance = 0.7 * torch.cov(fitted.mT)
+    covariance = covariance + 1e-9 * covariance.diagonal().mean() * torch.eye(len(mean))
+    g = torch.distributions.MultivariateNormal(mean, covariance)
+    log_ratio = g.log_prob(x) - log_p
+    ratio = log_ratio.exp()
+    error = float(ratio.std()) / math.sqrt(len(ratio))
+    z = z_score(ratio, 1.0)
+    if not (abs(z) < 6.0 and error < 0.5):
+        raise LawBroken(
+            f"E[g/q] = {float(ratio.mean()):.3g} ± {error:.1g} and not 1; in nats the density is "
+            f"about {float(log_ratio.median()):+.2f} away from that of its samples"
+        )
+    return f"{float(ratio.mean()):.3f} ± {error:.3f}"
 
 
 def z_score(values: Tensor, expected: float) -> float:

@@ -38,6 +38,10 @@ _SUITES: Mapping[str, str] = {
 """Module of this package with a kind's laws, and the case that they are tried on."""
 
 
+SAME = "the same error as "
+"""How the detail of a finding begins whose exception was told under another law."""
+
+
 def kinds_with_laws() -> tuple[str, ...]:
     """Kinds that can be checked."""
     return tuple(_SUITES)
@@ -215,10 +219,21 @@ def check(
             "it is built as the contract says, in every place that it accepts",
             "broken",
             _told(error),
-            "a constructor with other arguments than (config, context)",
+            "a constructor with other arguments than (config, context), no super().__init__, an "
+            "abstract method that is missing, or a `compatible` that gives no (ok, reason)",
             "".join(traceback.format_exception(error)),
         )
         return made(findings=(built,))
+    silent = [text for text in refused if text.endswith(": it gives no reason")]
+    if silent:
+        finding = Finding(
+            "refusals",
+            "what it does not fit it refuses with a reason",
+            "broken",
+            silent[0],
+            '`return False, ""` in compatible',
+        )
+        return made(findings=(finding,), refused=tuple(refused))
     if not cases:
         return made(problem="; ".join(refused) or "no place to try it in")
     laws = _suite(kind)[1]
@@ -323,9 +338,7 @@ def _told_once(findings: list[Finding]) -> list[Finding]:
     told = []
     for finding in findings:
         if finding.status == "broken" and not finding.cause and finding.detail in first:
-            finding = replace(
-                finding, detail=f"the same error as {first[finding.detail]}", traceback=""
-            )
+            finding = replace(finding, detail=f"{SAME}{first[finding.detail]}", traceback="")
         else:
             first.setdefault(finding.detail, finding.law)
         told.append(finding)

@@ -26,6 +26,8 @@ from .law import DoesNotApply, LawBroken, Laws
 __all__ = ["LAWS", "MethodCase"]
 
 STEPS, BATCH = 8, 16
+OPERATORS = ("gaussian_noise", "random_mask+gaussian_noise", "gaussian_blur+gaussian_noise")
+"""A method is tried with the first that it supports."""
 
 
 class MethodCase(Case):
@@ -33,19 +35,27 @@ class MethodCase(Case):
 
     kind: ClassVar[str] = "method"
 
+    def __init__(self, component: Component, space: ImageSpace, op: str = OPERATORS[0]) -> None:
+        super().__init__(component, space)
+        self.op = op
+
     def __str__(self) -> str:
-        return f"a run on Gaussian data of shape {self.space.shape}"
+        return f"a run on Gaussian data of shape {self.space.shape}, {self.op}"
 
     @classmethod
     def cases(cls, component: Component) -> tuple[list[Case], list[tuple[str, str]]]:
         """One run."""
         shape = component.shape or (1, 4, 4)
-        case = cls(component, ImageSpace(shape))
-        try:
-            case.started  # noqa: B018
-        except UserError as error:
-            return [], [(str(case), str(error))]
-        return [case], []
+        refused: list[tuple[str, str]] = []
+        for op in OPERATORS:
+            case = cls(component, ImageSpace(shape), op)
+            try:
+                case.started  # noqa: B018
+            except UserError as error:
+                refused.append((str(case), str(error)))
+            else:
+                return [case], refused
+        return [], refused
 
     @cached_property
     def config(self) -> RunConfig:
@@ -65,7 +75,7 @@ class MethodCase(Case):
             method=component.name,
             prior="gaussian" if roles.prior else None,
             posterior="affine" if roles.posterior else None,
-            op="gaussian_noise",
+            op=self.op,
             data="gaussian",
             settings=settings_of(settings),
         )

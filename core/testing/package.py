@@ -90,6 +90,13 @@ def _checked(
         return Checked(
             record.kind, record.name, str(record.package), problem=f"no laws of {record.kind} yet"
         )
+    if not record.usable:
+        return Checked(
+            record.kind,
+            record.name,
+            str(record.package),
+            problem=f"it is {record.state}: {record.reason}",
+        )
     try:
         return check(record.kind, record.qualified, settings, shape, registry)
     except PluginError as error:
@@ -112,7 +119,8 @@ def _kernel(entry: Kernel, package: Package) -> Checked:
     )
     if op is None:
         detail = f"there is no op {entry.op!r}{suggest(entry.op, OPS)}"
-        return Checked("kernel", name, of, (Finding("op", says, "broken", detail, cause),))
+        says = "the op that the manifest names is one of flowdiff's"
+        return Checked("kernel", name, of, (Finding("op", says, "broken", detail),))
     try:
         kernel = load_kernel(entry, package)
     except PluginError as error:

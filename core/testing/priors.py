@@ -12,12 +12,23 @@ from torch import Tensor
 from flowdiff.core.prior import DiffusionPrior, expand
 
 from ._devices import elsewhere
-from .case import Case, close, doubled, generator, kick, same_draws, slopes, some_gaussian, z_score
+from .case import (
+    Case,
+    close,
+    doubled,
+    generator,
+    integrates_to_one,
+    kick,
+    same_draws,
+    slopes,
+    some_gaussian,
+    z_score,
+)
 from .law import DoesNotApply, LawBroken, Laws
 
 __all__ = ["LAWS", "PriorCase"]
 
-BATCH, MANY, Z = 6, 400, 5.0
+BATCH, MANY, DRAWS, Z = 6, 400, 3000, 5.0
 
 
 class PriorCase(Case):
@@ -129,6 +140,25 @@ def bound(case: PriorCase) -> str:
             )
         texts.append(f"{what} {float(gap.mean()) / case.space.dimension:+.3f}")
     return f"nats per dimension above the entropy: {', '.join(texts)}"
+
+
+@LAWS.law(
+    "where has_density, `nll_bound` is −log p itself: it draws nothing, and p integrates to 1",
+    "has_density on a prior that has a bound only, or a log-determinant that is left out",
+)
+def density(case: PriorCase) -> str:
+    if not case.prior.has_density:
+        raise DoesNotApply("it says that it has a bound only")
+    x = case.images[:BATCH]
+    with torch.no_grad():
+        first, other = (case.prior("nll_bound", x, generator(s), 1) for s in (1, 2))
+    if not torch.equal(first, other):
+        raise LawBroken("another generator gives another value, so it is no density")
+    _on_the_smallest(case)
+    with torch.no_grad():
+        drawn = case.prior("sample", DRAWS, generator(5))
+        log_p = -case.prior("nll_bound", drawn, generator(6))
+    return integrates_to_one(drawn.flatten(1), log_p)
 
 
 @LAWS.law(

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowdiff.core import BuildContext, Method, MethodState, RunContext, Solver, UserError
+from flowdiff.core import (
+    AmortizedPosterior,
+    BuildContext,
+    Method,
+    MethodState,
+    Prior,
+    RunContext,
+    Solver,
+    UserError,
+)
 
 __all__ = ["WithSolver"]
 
@@ -27,6 +36,20 @@ class WithSolver(Method):
         except UserError as error:
             return False, str(error)
         return True, ""
+
+    def check(
+        self, prior: Prior | None, posterior: AmortizedPosterior | None, context: BuildContext
+    ) -> None:
+        """What the solver cannot use, the method cannot."""
+        name = str(getattr(self.config, "solver"))  # noqa: B009  (each subclass has its own Config)
+        solver: Solver = context.make("solver", name)
+        assert prior is not None
+        fits, reason = solver.supports(prior)
+        if not fits:
+            raise UserError(
+                f"prior: {reason} for the sampler {name} (method.solver); method flowdiff takes "
+                "any prior, such as --method flowdiff"
+            )
 
     def make_solver(self, name: str, ctx: RunContext) -> Solver:
         """The solver of that name.

@@ -33,6 +33,7 @@ class ExactPrior(DiffusionPrior):
     """Base: a subclass gives density, denoiser and samples."""
 
     config: ExactPriorConfig
+    has_density = True
 
     @property
     def sigma_min(self) -> float:

@@ -16,14 +16,15 @@ NEEDS_FILES = {"celeba", "cifar10", "folder", "measured", "mnist"}
 """Data that is not here: tests/unit/test_torchvision_loaders.py and others write small files."""
 
 
-# Other shapes of these are in tests/science and tests/matrix; realnvp takes a minute on this one.
+# Other shapes of these are in tests/science and tests/matrix.
+SLOW = {"realnvp", "flow"}
 SHAPES = dict.fromkeys(("prior", "posterior", "solver"), (1, 8, 8))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.kind}-{r.name}")
 def test_component_keeps_its_laws(record: ComponentRecord, tmp_path: Path) -> None:
-    shape = (1, 4, 4) if record.name == "realnvp" else SHAPES.get(record.kind)
+    shape = (1, 4, 4) if record.name in SLOW else SHAPES.get(record.kind)
     settings = {}
     if record.name in FILES:
         shape = (1, 8, 8)

@@ -64,6 +64,8 @@ WRONG: list[tuple[str, type[Any], str, str]] = [
     ("prior", wrong.BoundSign, "start", "nats per dimension above"),
     ("prior", wrong.DetachedBound, "bound-gradient", "no"),
     ("prior", wrong.SummedTimes, "noise-levels", "with 8"),
+    ("prior", wrong.NotNormalised, "density", "E[g/q] = 2."),
+    ("prior", wrong.DrawnDensity, "density", "another generator gives another value"),
     ("prior", wrong.NoiseOnTheCPU, "devices", "sample: a result of shape (2, "),
     ("prior", wrong.SameSamples, "samples", "the generator changes nothing"),
     ("network", wrong.Untold, "conditioned", "the same output"),

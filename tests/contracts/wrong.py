@@ -563,6 +563,25 @@ class SummedTimes(White2):
         return super().nll_bound(x, generator) + 0.5 * n_times
 
 
+class NotNormalised(White2):
+    """Says that its bound is a density; it is one nat above."""
+
+    has_density = True
+
+    def nll_bound(self, x: Tensor, generator: Any, n_times: int = 1) -> Tensor:
+        return super().nll_bound(x, generator) + 1.0
+
+
+class DrawnDensity(White2):
+    """Says that its bound is a density, and draws something for it."""
+
+    has_density = True
+
+    def nll_bound(self, x: Tensor, generator: Any, n_times: int = 1) -> Tensor:
+        noise = 0.01 * randn((len(x),), generator, x.device, x.dtype)
+        return super().nll_bound(x, generator) + noise
+
+
 class NoiseOnTheCPU(White2):
     """Samples where the generator is, and not where the weights are."""
 

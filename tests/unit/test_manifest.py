@@ -67,12 +67,28 @@ def test_kernels_and_providers_are_read() -> None:
     [
         ({"components": [{**COMPONENT, "kind": "opertor"}]}, "components[0].kind", "'operator'?"),
         ({"components": [{**COMPONENT, "targt": "x:y"}]}, "components[0].targt", "'target'?"),
-        ({"components": [{**COMPONENT, "target": "no_colon"}]}, "components[0].target", "match"),
-        ({"components": [{**COMPONENT, "name": "a.b"}]}, "components[0].name", "match"),
-        ({"components": [{**COMPONENT, "name": "a+b"}]}, "components[0].name", "match"),
+        (
+            {"components": [{**COMPONENT, "target": "no_colon"}]},
+            "components[0].target",
+            "is not module:Class",
+        ),
+        (
+            {"components": [{**COMPONENT, "name": "a.b"}]},
+            "components[0].name",
+            "is not a name: letters",
+        ),
+        (
+            {"components": [{**COMPONENT, "name": "a+b"}]},
+            "components[0].name",
+            "is not a name: letters",
+        ),
         ({"components": [{k: v for k, v in COMPONENT.items() if k != "summary"}]}, "", "missing"),
         ({"components": [COMPONENT, COMPONENT]}, "", "'myop' is listed twice"),
         ({"requires": {"torch": "2.4 or so"}}, "requires.torch", "not a version range"),
+        ({"components": COMPONENT}, "components", "is not a list"),
+        ({"components": [{**COMPONENT, "tags": "one"}]}, "tags", "'one' is not a list"),
+        ({"components": [{**COMPONENT, "kind": "kernel"}]}, "kind", "list them under `kernels`"),
+        ({"components": [{**COMPONENT, "kind": "noise"}]}, "kind", "a noise is of kind operator"),
         ({"requires": {"torch": 2.4}}, "requires.torch", "not a version range"),
         ({"componets": []}, "componets", "'components'?"),
         ({"api": "one"}, "api", "integer"),
@@ -81,7 +97,7 @@ def test_kernels_and_providers_are_read() -> None:
         (
             {"components": [{**COMPONENT, "reference": {"title": "t", "url": "arXiv"}}]},
             "reference.url",
-            "match",
+            "is not an address",
         ),
         (
             {"providers": [{"namespace": "x", "target": "a:b", "kinds": ["prior"]}]},

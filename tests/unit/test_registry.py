@@ -282,9 +282,30 @@ def test_ambiguous_short_name_is_an_error_only_when_it_is_used(plugin_packages: 
     assert registry.load("operator", "other").__name__ == "MyOp"
     assert {"apkg:myop", "bpkg:myop"} <= set(registry.names("operator"))
     assert "myop" not in registry.names("operator")
-    with pytest.raises(PluginError, match="2 packages: apkg:myop or bpkg:myop"):
+    with pytest.raises(PluginError, match="2 packages; write apkg:myop or bpkg:myop"):
         registry.find("operator", "myop")
     assert registry.load("operator", "bpkg:myop").__module__ == "bpkg.ops"
+
+
+def test_a_bundled_name_keeps_its_meaning(plugin_packages: Any) -> None:
+    """Commands and runs that never heard of a package go on where it takes such a name."""
+    good(plugin_packages, "apkg", component="identity")
+    registry = Registry()
+    assert registry.find("operator", "identity").package.name == "flowdiff"
+    states = {r.package.name: r.state for r in registry.lookup("identity")}
+    assert states == {"flowdiff": "ok", "apkg": "ambiguous"}
+    assert registry.load("operator", "apkg:identity").__module__ == "apkg.ops"
+    assert {"identity", "apkg:identity"} <= set(registry.names("operator"))
+
+
+def test_a_misspelt_name_in_the_environment_is_told(
+    plugin_packages: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good(plugin_packages, "apkg")
+    monkeypatch.setenv("FLOWDIFF_DISABLE_PLUGINS", "apgk")
+    Registry().packages  # noqa: B018
+    told = capsys.readouterr().err
+    assert "FLOWDIFF_DISABLE_PLUGINS names apgk" in told and "did you mean 'apkg'?" in told
 
 
 def test_unusable_package_makes_no_name_ambiguous(plugin_packages: Any) -> None:

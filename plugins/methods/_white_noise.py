@@ -1,0 +1,65 @@
+"""What methods share that learn from x + σ_n n: which operators those are, and their levels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flowdiff.core import DiffusionPrior, ForwardOperator, Observation, Prior, UserError
+
+__all__ = ["check_prior", "log_uniform", "noise_levels", "only_white_noise"]
+
+
+def only_white_noise(operator: ForwardOperator) -> tuple[bool, str]:
+    """Whether y = x + σ_n n, with one σ_n for all pixels of an image, or why not."""
+    if not operator.gaussian:
+        return False, "its noise is not Gaussian, or depends on the image"
+    if not operator.gives_images or not operator.linear:
+        return False, "it does more than add noise"
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, *operator.space.shape)
+    params = operator.draw_params(shape, generator)
+    x = torch.randn(shape, generator=generator)
+    if operator.observed(params) is not None or not torch.equal(operator(x, params), x):
+        return False, "it does more than add noise"
+    variance = operator.noise_variance(x, params).expand(shape).flatten(1)
+    if not torch.equal(variance, variance[:, :1].expand_as(variance)):
+        return False, "its noise is not of one level for all pixels"
+    return True, ""
+
+
+def check_prior(method: str, prior: Prior | None) -> None:
+    """Refuses priors without a denoiser, and those that are to stay as they are."""
+    if not isinstance(prior, DiffusionPrior):
+        raise UserError(f"method {method} needs a prior with a denoiser, such as --prior edm")
+    if prior.frozen:
+        raise UserError("prior.frozen: this method learns a prior and nothing else; leave it out")
+
+
+def noise_levels(observation: Observation) -> Tensor:
+    """σ_n of each of B measurements, with shape (B,)."""
+    variance = observation.operator.noise_variance(observation.y, observation.params)
+    return variance.expand(observation.y.shape).flatten(1)[:, 0].sqrt()
+
+
+def log_uniform(low: Tensor, high: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """σ between `low` (B,) and `high`, uniform in log σ and stratified, and weights.
+
+    Returns:
+        σ and log(high/low), each of shape (B,): E[f(σ) · weight] = ∫ f(σ) d log σ.
+
+    Raises:
+        UserError: a `low` is not below `high`.
+    """
+    if not bool((low < high).all()):
+        raise UserError(
+            f"the noise of the measurements (σ up to {float(low.max()):.3g}) is not below the "
+            f"prior's largest noise level, {high:.3g}; raise it with prior.sigma_max"
+        )
+    n, at = len(low), generator.device
+    u = (torch.arange(n, device=at) + torch.rand(n, generator=generator, device=at)) / n
+    u = u[torch.randperm(n, generator=generator, device=at)].to(low.device)
+    width = math.log(high) - low.log()
+    return (low.log() + u * width).exp(), width

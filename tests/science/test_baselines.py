@@ -1,0 +1,293 @@
+"""The baselines' losses against exact answers.
+
+Ambient Tweedie and Ambient Diffusion are stationary at the exact conditional mean; Stein's
+estimate is the true risk in expectation; AmbientFlow's bound tightens with its samples, up to
+log p(y).
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowdiff.core import (
+    BuildContext,
+    ComposedOperator,
+    Gaussian,
+    ImageSpace,
+    UserError,
+    get_registry,
+    randn,
+)
+from flowdiff.core.assembly import factory_of
+from flowdiff.plugins.methods.ambient_diffusion import AmbientDiffusion
+from flowdiff.plugins.methods.ambient_tweedie import above, reverse
+from flowdiff.plugins.methods.ambientflow import importance_bound, log_weights
+from flowdiff.plugins.methods.sure_score import score_matching, sure
+
+SPACE = ImageSpace((1, 2, 3))
+DRAWS = 40_000
+NOISE = 0.5
+
+
+def seed(value: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(value)
+
+
+def truth(dtype: torch.dtype = torch.float32) -> Gaussian:
+    """Six dimensions, standard deviations from .2 to 1, rotated."""
+    values = torch.linspace(0.2, 1.0, 6, dtype=torch.float64).square()
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=seed(5), dtype=torch.float64))[0]
+    return Gaussian(SPACE).assign(0.3 * torch.ones(SPACE.shape), values, basis).to(dtype)
+
+
+def prior(gaussian: Gaussian | None = None) -> Any:
+    registry = get_registry()
+    made = BuildContext(SPACE, factory=factory_of(registry)).make("prior", "gaussian")
+    made.initialise(gaussian or truth(), seed())
+    return made
+
+
+def z(values: Tensor) -> float:
+    """Standard errors that a mean is from zero."""
+    return float(values.mean() / (values.std() / math.sqrt(len(values))))
+
+
+def slopes(loss: Tensor, parameters: list[Tensor], groups: int = 40) -> Tensor:
+    """Gradients of the loss' mean over groups of draws, (groups, weights)."""
+    found = []
+    for part in loss.chunk(groups):
+        grads = torch.autograd.grad(part.mean(), parameters, retain_graph=True)
+        found.append(torch.cat([g.flatten() for g in grads]))
+    return torch.stack(found)
+
+
+def worst(gradients: Tensor) -> float:
+    """Largest number of standard errors that a mean gradient is from zero."""
+    error = gradients.std(0) / math.sqrt(len(gradients))
+    return float((gradients.mean(0).abs() / error.clamp_min(1e-12)).max())
+
+
+class Exact:
+    """E[x | x_σ] of a Gaussian, off by an amount and by a share that are 0 and learnable."""
+
+    sigma_min, sigma_max = 0.02, 6.0
+
+    def __init__(self, gaussian: Gaussian) -> None:
+        self.gaussian = gaussian
+        self.amount = torch.zeros(SPACE.shape, requires_grad=True)
+        self.share = torch.zeros(SPACE.shape, requires_grad=True)
+        self.parameters = [self.amount, self.share]
+
+    def __call__(self, call: str, x: Tensor, sigma: Tensor) -> Tensor:
+        assert call == "denoise"
+        g = self.gaussian
+        kept = g.variances / (g.variances + sigma[:, None] ** 2)
+        right = g.mean + g.synthesise(kept * g.analyse(x - g.mean))
+        made: Tensor = right + self.amount + self.share * x.detach()
+        return made
+
+
+def test_ambient_tweedie_is_stationary_at_the_exact_denoiser() -> None:
+    y = truth().sample(DRAWS, seed(1)) + NOISE * randn((DRAWS, *SPACE.shape), seed(2))
+    noise = torch.full((DRAWS,), NOISE)
+    model = Exact(truth())
+    assert worst(slopes(above(model, y, noise, seed(3)), model.parameters)) < 5
+
+    # Another Gaussian's denoiser, one with 30 per cent of the variance more, is not.
+    wide = truth()
+    wide.assign(wide.mean, 1.3 * wide.variances, wide.basis)
+    wrong = Exact(wide)
+    assert worst(slopes(above(wrong, y, noise, seed(3)), wrong.parameters)) > 8
+
+
+def test_denoising_the_measurement_itself_is_not_stationary() -> None:
+    """What naive score matching on y asks for: the exact denoiser is not its minimum."""
+    y = truth().sample(DRAWS, seed(1)) + NOISE * randn((DRAWS, *SPACE.shape), seed(2))
+    model = Exact(truth())
+    sigma = torch.full((DRAWS,), 1.0)
+    error = model("denoise", y + randn(y.shape, seed(3)), sigma) - y
+    assert worst(slopes(error.square().flatten(1).sum(1), model.parameters)) > 20
+
+
+def test_the_reverse_process_from_y_draws_from_the_posterior() -> None:
+    exact = Exact(truth())
+    x = truth().sample(4000, seed(1))
+    y = x + NOISE * randn(x.shape, seed(2))
+    high, low = torch.full((4000,), NOISE), torch.full((4000,), 0.02)
+    with torch.no_grad():
+        drawn = reverse(exact, y, high, low, 300, seed(3))  # type: ignore[arg-type]
+    # A posterior draw given y is distributed with y as x is.
+    for a, b in ((drawn, drawn), (drawn, y)):
+        right = x if b is drawn else y
+        one = torch.cov(torch.cat([a.flatten(1), b.flatten(1)], 1).mT)
+        two = torch.cov(torch.cat([x.flatten(1), right.flatten(1)], 1).mT)
+        assert torch.allclose(one, two, atol=0.06)
+
+
+def test_stein_s_estimate_is_the_true_risk() -> None:
+    registry = get_registry()
+    context = BuildContext(SPACE, factory=factory_of(registry))
+    mixture = context.make("prior", "gmm")
+    mixture.initialise(truth(), seed())
+    x = truth().sample(DRAWS, seed(1))
+    y = x + NOISE * randn(x.shape, seed(2))
+    noise = torch.full((DRAWS,), NOISE)
+    with torch.no_grad():
+        risk, denoised = sure(mixture, y, noise, seed(3), 1e-3)
+    true = (denoised - x).square().flatten(1).sum(1)
+    assert abs(z(risk - true)) < 5
+    # One term off by its own size would be seen.
+    assert abs(z(risk - true + 6 * NOISE**2)) > 50
+    assert abs(z(risk - true + 0.1 * true)) > 8
+
+
+def test_sure_score_matching_is_the_bound_s_integral_and_reaches_the_images() -> None:
+    """½∫‖D − x‖²/σ² d log σ of the exact denoiser, whose value is known for a Gaussian."""
+    exact = Exact(truth())
+    x = truth().sample(DRAWS, seed(1)).requires_grad_(True)
+    found = score_matching(exact, x, seed(3))
+    values = truth().variances.double()
+    levels = torch.linspace(math.log(exact.sigma_min), math.log(exact.sigma_max), 20_001).double()
+    square = (2 * levels).exp()
+    error = (values[:, None] * square / (values[:, None] + square)).sum(0)
+    integral = float(torch.trapezoid(0.5 * error / square, levels))
+    assert abs(z(found.detach() - integral)) < 5
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    assert slope.abs().max() > 0
+
+
+def flow_context(samples_of: Gaussian) -> Any:
+    """A prior and a posterior that are Gaussian, and 200 noisy measurements."""
+    from types import SimpleNamespace
+
+    registry = get_registry()
+    base = BuildContext(SPACE, factory=factory_of(registry))
+    noise = registry.load("operator", "gaussian_noise")
+    part = noise(noise.Config(sigma=NOISE), base)
+    operator = ComposedOperator(base, [], ("gaussian_noise", part))
+    context = BuildContext(SPACE, operator, factory=factory_of(registry))
+    observation = operator.observe(samples_of.sample(200, seed(1)), seed(2))
+    posterior = context.make("posterior", "affine")
+    posterior.initialise(samples_of, observation, seed(3))
+    return SimpleNamespace(prior=prior(samples_of), posterior=posterior), observation
+
+
+def exact_evidence(y: Tensor) -> Tensor:
+    own = truth(torch.float64)
+    wide = Gaussian(SPACE).double().assign(own.mean, own.variances + NOISE**2, own.basis)
+    return wide.log_prob(y.double())
+
+
+def test_the_importance_weight_of_an_exact_posterior_is_the_evidence() -> None:
+    ctx, observation = flow_context(truth())
+    log_w = log_weights(ctx, observation, 3, seed(4)).double()
+    assert torch.allclose(log_w, exact_evidence(observation.y).expand(3, -1), atol=2e-4)
+
+
+def test_the_bound_tightens_with_the_number_of_samples() -> None:
+    ctx, observation = flow_context(truth())
+    exact = exact_evidence(observation.y)
+    with torch.no_grad():
+        for parameter in ctx.posterior.parameters():
+            parameter.add_(0.3 * randn(parameter.shape, seed(7)))
+    bounds = []
+    for m in (1, 4, 16, 256):
+        log_w = log_weights(ctx, observation, m, seed(4)).detach().double()
+        bounds.append(importance_bound(log_w))
+    gaps = [exact - bound for bound in bounds]
+    for wide, narrow in pairwise(gaps):
+        assert z(wide - narrow) > 3
+    assert float(gaps[0].mean()) > 0.2
+    assert abs(float(gaps[-1].mean())) < 0.1 * float(gaps[0].mean()) + 0.02
+    assert z(gaps[0]) > 3
+
+
+def test_the_bound_s_gradient_weighs_each_sample() -> None:
+    log_w = randn((4, 3), seed(1)).requires_grad_(True)
+    importance_bound(log_w).sum().backward()
+    assert torch.allclose(log_w.grad, log_w.detach().softmax(0))
+
+
+def exact_masked(x: Tensor, seen: Tensor, sigma: Tensor) -> Tensor:
+    """E[x | seen ⊙ x_σ] of the Gaussian, for one mask and one σ."""
+    own = truth(torch.float64)
+    covariance = own.basis @ torch.diag(own.variances) @ own.basis.mT
+    rows = seen[0].flatten()
+    a = torch.eye(6, dtype=torch.float64)[rows]
+    level = float(sigma[0]) ** 2 * torch.eye(len(a), dtype=torch.float64)
+    gain = covariance @ a.mT @ torch.linalg.inv(a @ covariance @ a.mT + level)
+    mean = own.mean.flatten()
+    shown = x.double().flatten(1)[:, rows]
+    return (mean + (shown - mean[rows]) @ gain.mT).reshape(x.shape).to(x.dtype)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_ambient_diffusion_is_stationary_at_the_exact_conditional_mean(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For fixed m, b and σ, in every pixel: seen, hidden besides, and never seen."""
+    import flowdiff.plugins.methods.ambient_diffusion as module
+
+    method = AmbientDiffusion(AmbientDiffusion.Config())
+    method._variance = 1.0
+    seen = torch.tensor([True, True, False, True, True, False]).reshape(1, *SPACE.shape)
+    hidden = torch.tensor([True, False, False, False, False, False]).reshape(seen.shape)
+    amount = torch.zeros(SPACE.shape, requires_grad=True)
+    share = torch.zeros((6, 6), requires_grad=True)
+    level = 0.9
+
+    def levels(low: Tensor, high: float, generator: Any) -> tuple[Tensor, Tensor]:
+        return torch.full_like(low, level), torch.ones_like(low)
+
+    def denoise(x: Tensor, shown: Tensor, sigma: Tensor) -> Tensor:
+        visible = torch.where(shown, x, 0.0)
+        moved = (visible.flatten(1) @ share.mT).reshape(x.shape)
+        return exact_masked(x, shown, sigma) + amount + moved
+
+    monkeypatch.setattr(module, "log_uniform", levels)
+    monkeypatch.setattr(method, "denoise", denoise)
+    monkeypatch.setattr(method, "_hidden", lambda like, generator: hidden.expand_as(like))
+    x = truth().sample(DRAWS, seed(1))
+    y = torch.where(seen, x + noise * randn(x.shape, seed(2)), 0.0)
+    loss = method.loss(y, seen.expand_as(y), torch.full((DRAWS,), noise), seed(3))
+    gradient = slopes(loss, [amount, share])
+    measured = gradient[:, gradient.abs().sum(0) > 0]
+    # Of 6 pixels 4 were measured, and 3 of those are shown.
+    assert measured.shape[1] == 4 + 4 * 3
+    assert worst(measured) < 5
+
+    loss = method.loss(1.1 * y, seen.expand_as(y), torch.full((DRAWS,), noise), seed(3))
+    assert worst(slopes(loss, [amount])[:, seen.flatten()]) > 8
+
+
+@pytest.mark.parametrize(
+    ("method", "op", "words"),
+    [
+        ("ambient_tweedie", "gaussian_blur", "it does more than add noise"),
+        ("ambient_tweedie", "random_mask", "it does more than add noise"),
+        ("ambient_tweedie", "poisson_noise", "its noise is not Gaussian"),
+        ("sure_score", "gaussian_blur", "it does more than add noise"),
+        ("ambient_diffusion", "gaussian_noise", "everything is observed"),
+        ("ambient_diffusion", "gaussian_blur+random_mask", "it is more than a mask"),
+    ],
+)
+def test_what_a_method_does_not_cover_it_refuses(
+    method: str, op: str, words: str, tmp_path: Any
+) -> None:
+    import flowdiff
+
+    with pytest.raises(UserError, match=words):
+        flowdiff.run(method=method, op=op, out=tmp_path / "run")
+
+
+def test_ambientflow_needs_a_density_of_the_prior(tmp_path: Any) -> None:
+    import flowdiff
+
+    with pytest.raises(UserError, match="needs a prior with a density, and edm has a bound"):
+        flowdiff.run(method="ambientflow", prior="edm", out=tmp_path / "run")
