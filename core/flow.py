@@ -36,7 +36,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .errors import UserError
+from .errors import PluginError, UserError
 from .gaussian import Gaussian
 from .network import Network
 from .observation import Observation
@@ -199,6 +199,12 @@ class ConditionalFlow(AmortizedPosterior):
         n, batch = z.shape[:2]
         affine, condition = self._map(observation)
         u, log_det = self.flow(z.flatten(0, 1), _repeat(condition, n))
+        if u.shape != (n * batch, *self.space.shape) or log_det.shape != (n * batch,):
+            raise PluginError(
+                f"{type(self).__name__}.flow gives shapes {tuple(u.shape)} and "
+                f"{tuple(log_det.shape)}, and not {(n * batch, *self.space.shape)} and "
+                f"{(n * batch,)}"
+            )
         x = affine(u.unflatten(0, (n, batch)))
         return x, log_det.unflatten(0, (n, batch)) + affine.log_det
 

@@ -339,8 +339,10 @@ def pseudo_inverse(case: OperatorCase) -> str:
     x, y = case.inputs(), case.outputs()
     made = measured(x)
     back = image(made)
-    if back.shape != x.shape or not torch.isfinite(back.abs()).all():
-        raise LawBroken(f"shape {tuple(back.shape)} instead of {tuple(x.shape)}, or not finite")
+    if back.shape != x.shape:
+        raise LawBroken(f"shape {tuple(back.shape)} instead of {tuple(x.shape)}")
+    if not torch.isfinite(back.abs()).all():
+        raise LawBroken("A⁺ y is not finite: it divides by a gain of 0")
     if isinstance(part, ForwardOperator):
         return "finite; that of a complete operator may be an approximation"
     if type(part).pseudo_inverse is DeterministicMap.pseudo_inverse:
@@ -487,6 +489,10 @@ def support_radius(case: OperatorCase) -> str:
 )
 def windows(case: OperatorCase) -> str:
     spatial, made = case.space.spatial, case.part.codomain.shape[1:]
+    if isinstance(case.part.pixel_params, str):
+        raise LawBroken(
+            f"pixel_params is the text {case.part.pixel_params!r}, and not a set of it"
+        )
     for name in sorted(case.part.pixel_params):
         if name not in case.params:
             given = ", ".join(case.params) or "nothing"
@@ -494,7 +500,7 @@ def windows(case: OperatorCase) -> str:
         if made and tuple(case.params[name].shape[-len(made) :]) != made:
             raise LawBroken(
                 f"pixel_params names {name!r}, of shape {tuple(case.params[name].shape[1:])}: its "
-                f"last axes are not the pixels of y, {made}"
+                f"last axes are not the pixels of y, {made}; expand it to them"
             )
     radius = case.part.support_radius
     if radius is None:

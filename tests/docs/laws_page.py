@@ -2,7 +2,7 @@
 
     python -m tests.docs.laws_page
 
-tests/docs/test_laws_page.py holds the page against what this gives.
+tests/docs/test_written_pages.py holds the page against what this gives.
 """
 
 from __future__ import annotations
