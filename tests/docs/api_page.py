@@ -21,8 +21,8 @@ __all__ = ["page"]
 FIRST = """# API
 
 Every public name, with its parameters and its first line; `help(flowdiff.core.NAME)` has shapes,
-units, errors and sources. These names [stay](contracts.md#what-is-stable). What a plug-in of a kind
-implements is on the page of that [kind](contracts.md). This page is written by
+units, errors and sources. These names [stay](contracts.md#what-is-stable). What a plug-in of a
+kind implements is on the page of that [kind](contracts.md). This page is written by
 `python -m tests.docs.api_page`.
 """
 _VALUES = {
