@@ -36,6 +36,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
     "metric": ("Metric", "MetricConfig", "MetricValue"),
     "kernel": ("Kernel",),
+    "launcher": ("Job", "Launcher", "Outcome", "run_job"),
     "moments": ("fit_gaussian",),
     "network": ("Network", "zeroed"),
     "observation": ("Observation", "Params"),
@@ -105,6 +106,10 @@ if TYPE_CHECKING:
     from .intake import as_observation as as_observation
     from .intake import as_params as as_params
     from .kernel import Kernel as Kernel
+    from .launcher import Job as Job
+    from .launcher import Launcher as Launcher
+    from .launcher import Outcome as Outcome
+    from .launcher import run_job as run_job
     from .linearisation import jacobian as jacobian
     from .measured import MeasuredConfig as MeasuredConfig
     from .measured import MeasuredDataset as MeasuredDataset

@@ -25,7 +25,7 @@ from .operator import ForwardOperator
 from .progress import Progress
 from .session import Session
 from .space import ImageSpace
-from .statistics import decibels, difference, mean_interval, psnr, rank_coverage, ssim
+from .statistics import crps, decibels, difference, mean_interval, psnr, rank_coverage, ssim
 from .wiener import AffineMap, Wiener, reduced_chi_square
 
 __all__ = ["Evaluation", "evaluate", "exact_wiener", "gaussian_nll"]
@@ -345,6 +345,15 @@ def _restoration(work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor)
         "peak": space.peak if space.value_range is not None else None,
         "rows": rows,
         "psnr_gain_of_posterior_mean_over": gain,
+        "crps": {
+            "what": "continuous ranked probability score of the samples, a mean over pixels",
+            **{
+                name: mean_interval(
+                    crps(drawn, truth), work.stream("bootstrap"), settings.bootstrap
+                ).to_json()
+                for name, drawn in (("posterior", samples), ("gaussian_fit", untrained))
+            },
+        },
     }
 
 

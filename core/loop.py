@@ -28,7 +28,7 @@ from .progress import Progress
 from .random import Streams, derive_seed, seeded
 from .session import Session
 
-__all__ = ["InterruptedRunError", "batch_index", "train"]
+__all__ = ["DivergenceGuard", "InterruptedRunError", "batch_index", "one_step", "train"]
 
 
 class InterruptedRunError(RunError):
@@ -140,7 +140,7 @@ def train(
     try:
         with _stoppable() as stopped:
             while ctx.step < ctx.total_steps and not _out_of_patience(session):
-                figures = _step(session, guard)
+                figures = one_step(session, guard)
                 checked, better = {}, False
                 if session.watch is not None and due(settings.watch_every):
                     checked = session.watch.check(session.method, ctx)
@@ -181,7 +181,12 @@ def _go_back(session: Session, folder: RunFolder) -> None:
     best.ended = ended
 
 
-def _step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
+def one_step(session: Session, guard: DivergenceGuard) -> dict[str, float]:
+    """One step of training, and its figures.
+
+    Raises:
+        DivergenceError: something is not finite, or has left for good.
+    """
     ctx = session.context
     index = batch_index(
         ctx.step, session.config.train.batch_size, len(ctx.observations), ctx.streams

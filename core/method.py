@@ -170,6 +170,15 @@ class Method(Part, ABC):
         self.trainables: dict[str, Trainable] = {}
 
     @classmethod
+    def cycle(cls, settings: Mapping[str, Any]) -> int:
+        """Steps after which what a step costs repeats, such as those of an EM's lap.
+
+        Args:
+            settings: every setting of the method, by name.
+        """
+        return 1
+
+    @classmethod
     def supports(cls, operator: ForwardOperator) -> tuple[bool, str]:
         """Whether the method's theory covers that operator, else the reason why not."""
         return True, ""

@@ -60,6 +60,7 @@ _NO_KINDS = {
 # Strings, so that a look-up imports no torch.
 _CONTRACTS: dict[str, str] = {
     "dataset": "flowdiff.core.source:Source",
+    "launcher": "flowdiff.core.launcher:Launcher",
     "method": "flowdiff.core.method:Method",
     "metric": "flowdiff.core.metric:Metric",
     "network": "flowdiff.core.network:Network",
@@ -558,7 +559,6 @@ def resolve_target(target: str) -> Any:
 def _check_contract(found: Any, record: ComponentRecord) -> type[Any]:
     if not isinstance(found, type):
         raise _failure(record, f"it is {type(found).__name__!r}, not a class")
-    # Launchers and kernels have no base class.
     contract = _CONTRACTS.get(record.kind)
     if contract is not None and not issubclass(found, resolve_target(contract)):
         wanted = contract.rpartition(":")[2]

@@ -30,7 +30,7 @@ from .registry import Registry
 from .source import Source
 from .watch import Best, Watch, keep_aside
 
-__all__ = ["Session"]
+__all__ = ["Session", "measurements_of"]
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Session:
             raise UserError(f"{measurements_file} is missing; without it the run cannot go on")
         if checkpoint is None:
             check_metrics(metrics, config, dataset)
-        measurements = _measurements(config, dataset, assembly, measurements_file)
+        measurements = measurements_of(config, dataset, assembly, measurements_file)
         for part in (assembly.operator, assembly.prior, assembly.posterior):
             if part is not None:
                 part.to(device).eval()
@@ -239,9 +239,17 @@ class Session:
         )
 
 
-def _measurements(
+def measurements_of(
     config: RunConfig, dataset: Source, assembly: Assembly, file: Path | None
 ) -> Measurements:
+    """The measurements of a run: those of the file, or drawn and written there.
+
+    Args:
+        config: of the run; data, operator and seed decide.
+        dataset: its data.
+        assembly: its parts.
+        file: where they are kept; None for nowhere.
+    """
     if file is not None and file.exists():
         return Measurements.load(file, assembly.operator)
     if isinstance(dataset, MeasuredDataset):

@@ -105,6 +105,28 @@ def ssim(estimate: Tensor, truth: Tensor, space: ImageSpace) -> Tensor | None:
     return torch.tensor(np.array(values))
 
 
+def crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """The continuous ranked probability score of n samples, a mean over entries, with shape (B,).
+
+    E|X − x| − ½ E|X − X'| with the unbiased mean over pairs: proper, in the units of the images,
+    and the absolute error where all samples are equal.
+
+    Args:
+        samples: with shape (n, B, C, *spatial).
+        truth: with shape (B, C, *spatial).
+
+    Reference: Strictly Proper Scoring Rules, Prediction, and Estimation (Gneiting & Raftery,
+    2007), https://doi.org/10.1198/016214506000001437
+    """
+    n = len(samples)
+    error = (samples - truth).abs().mean(0)
+    ordered = samples.sort(0).values
+    # Σ_{i<j} |X_i − X_j| of sorted values: the k-th is added k times and taken n − 1 − k times.
+    weight = 2 * torch.arange(n, device=samples.device, dtype=samples.dtype) - (n - 1)
+    spread = torch.tensordot(weight, ordered, dims=1) / (n * (n - 1) / 2)
+    return (error - 0.5 * spread).flatten(1).mean(1)
+
+
 def rank_coverage(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """How often central intervals of n samples hold the truth, pixel by pixel.
 

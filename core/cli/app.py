@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from flowdiff.core.errors import UserError, suggest
 
 from . import plugins
+from .bench import bench
 from .corrupt import corrupt
 from .doctor import doctor
 from .eval import eval_command
@@ -35,6 +36,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     report,
     corrupt,
     export,
+    bench,
     doctor,
 )
 """One function per command, which is named after it."""

@@ -181,8 +181,7 @@ def _command(summary: dict[str, Any]) -> str:
 def _references(run: Run, summary: dict[str, Any]) -> list[tuple[str, Reference]]:
     """Part and reference of what the run used, each reference once."""
     parts = [("method", summary["method"])]
-    for kind in summary["cost"]["parameters"]:
-        parts.append((kind, summary[kind]))
+    parts += [(kind, summary[kind]) for kind in ("prior", "posterior") if summary[kind]]
     parts.append(("dataset", summary["data"]))
     found: dict[str, tuple[str, Reference]] = {}
     for kind, name in parts:

@@ -25,6 +25,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -61,6 +64,11 @@ class EMMMPS(WithSolver):
         lap_steps: int = Field(250, ge=1, description="steps of a lap: updates of its M-step")
 
     roles = Roles(prior=True)
+
+    @classmethod
+    def cycle(cls, settings: Mapping[str, Any]) -> int:
+        return int(settings["lap_steps"])
+
     artifacts = frozenset({"sample", "restore"})
     config: Config
 

@@ -1,0 +1,311 @@
+"""The grid of a benchmark: what is combined with what, and with how much compute.
+
+A grid is a product of methods, priors, posteriors, operators, data sets and seeds; a *cell* is one
+combination, one run. It is read from options or from a YAML file, and checked against the
+manifests: this module imports no torch, and no component.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from flowdiff.core.errors import PluginError, UserError, suggest
+from flowdiff.core.registry import Registry
+
+__all__ = ["Budget", "Cell", "Entry", "Grid", "read_grid"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """One choice on an axis.
+
+    Attributes:
+        name: of the part, or an operator's chain; as the command line writes it.
+        label: how tables call it; by default the name.
+        settings: that go with it, as ``--set`` writes them.
+    """
+
+    name: str = Field(min_length=1)
+    label: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """How tables call it."""
+        return self.label or self.name
+
+
+def _as_entry(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Choice = Annotated[Entry, BeforeValidator(_as_entry)]
+
+BudgetKind = Literal["steps", "seconds", "network_calls"]
+
+
+class Budget(_Strict):
+    """What every cell may spend on training; exactly one of these.
+
+    Attributes:
+        steps: training steps.
+        seconds: of training, on the machine that the cell's pilot was timed on.
+        network_calls: images through the prior's network and samples through the posterior.
+    """
+
+    steps: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, gt=0)
+    network_calls: float | None = Field(None, gt=0)
+
+    @property
+    def kind(self) -> BudgetKind | None:
+        """What is limited; None for nothing: each method's own number of steps."""
+        for kind in ("steps", "seconds", "network_calls"):
+            if getattr(self, kind) is not None:
+                return kind
+        return None
+
+    @property
+    def amount(self) -> float:
+        """How much of it."""
+        return float(getattr(self, self.kind)) if self.kind else 0.0
+
+    def __str__(self) -> str:
+        if self.kind is None:
+            return "each method's own number of steps"
+        return f"{self.amount:,.6g} {self.kind.replace('_', ' ')}"
+
+
+class Grid(_Strict):
+    """A benchmark.
+
+    Attributes:
+        methods: what learns; controls such as oracle are methods too.
+        priors: none for each method's own choice.
+        posteriors: the same.
+        operators: chains.
+        data: data sets.
+        seeds: of measurements and of training.
+        budget: of every cell.
+        preset: sizes, as of a run.
+        settings: of every cell, as ``--set`` writes them.
+    """
+
+    methods: tuple[Choice, ...] = Field(min_length=1)
+    priors: tuple[Choice, ...] = ()
+    posteriors: tuple[Choice, ...] = ()
+    operators: tuple[Choice, ...] = Field(min_length=1)
+    data: tuple[Choice, ...] = (Entry(name="digits"),)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    budget: Budget = Budget()
+    preset: Literal["quick", "standard", "large"] = "standard"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    def cells(self, registry: Registry) -> Iterator[Cell]:
+        """Every combination; an axis that a method does not use makes no further ones.
+
+        Raises:
+            PluginError: a name that no package provides.
+            UserError: an axis names one thing twice.
+        """
+        self._check_names(registry)
+        seen: set[tuple[Any, ...]] = set()
+        axes = (
+            self.data,
+            self.operators,
+            self.methods,
+            self.priors or (None,),
+            self.posteriors or (None,),
+            self.seeds,
+        )
+        for data, op, method, prior, posterior, seed in product(*axes):
+            uses = _uses(registry, method.name)
+            common = self.settings
+            if uses is not None:
+                prior = prior if "prior" in uses else None
+                posterior = posterior if "posterior" in uses else None
+                # Of a part that the method does not use there is nothing to set.
+                unused = {"prior", "posterior"} - uses
+                common = {k: v for k, v in common.items() if k.partition(".")[0] not in unused}
+            cell = Cell(method, prior, posterior, op, data, seed, self.preset, common)
+            if cell.key not in seen:
+                seen.add(cell.key)
+                yield cell
+
+    def _check_names(self, registry: Registry) -> None:
+        for axis, kind in (
+            ("methods", "method"),
+            ("priors", "prior"),
+            ("posteriors", "posterior"),
+            ("data", "dataset"),
+        ):
+            entries = getattr(self, axis)
+            _check_titles(axis, entries)
+            for entry in entries:
+                registry.find(kind, entry.name)
+        _check_titles("operators", self.operators)
+        for entry in self.operators:
+            for part in entry.name.split("+"):
+                registry.find("operator", part.strip())
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError("seeds: one of them is there twice")
+
+    def to_yaml(self) -> str:
+        """The content of grid.yaml."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    method: Entry
+    prior: Entry | None
+    posterior: Entry | None
+    operator: Entry
+    data: Entry
+    seed: int
+    preset: str = "standard"
+    common: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the whole grid, and then of each choice."""
+        found = dict(self.common)
+        for entry in (self.data, self.operator, self.method, self.prior, self.posterior):
+            if entry is not None:
+                found |= entry.settings
+        return found
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The titles of its coordinates."""
+        chosen = (self.data, self.operator, self.method, self.prior, self.posterior)
+        return (*("" if e is None else e.title for e in chosen), str(self.seed))
+
+    @property
+    def id(self) -> str:
+        """Name of its folder: readable, and another for other settings."""
+        words = [re.sub(r"[^A-Za-z0-9]+", "-", word).strip("-") for word in self.key if word]
+        content = json.dumps(self.to_json(), sort_keys=True)
+        return "_".join(words)[:120] + "_" + hashlib.sha256(content.encode()).hexdigest()[:8]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        axes = ("method", "prior", "posterior", "operator", "data")
+        entries = {name: getattr(self, name) for name in axes}
+        return {
+            **{n: None if e is None else e.model_dump(mode="json") for n, e in entries.items()},
+            "seed": self.seed,
+            "preset": self.preset,
+            "common": dict(self.common),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Cell:
+        """Inverse of `to_json`."""
+
+        def entry(name: str) -> Any:
+            found = content[name]
+            return None if found is None else Entry.model_validate(found)
+
+        return cls(
+            entry("method"),
+            entry("prior"),
+            entry("posterior"),
+            entry("operator"),
+            entry("data"),
+            int(content["seed"]),
+            str(content["preset"]),
+            dict(content["common"]),
+        )
+
+    def command(self, steps: int | None) -> str:
+        """What to type for this run alone."""
+        import shlex
+
+        words = ["flowdiff", "run", "--method", self.method.name]
+        words += [] if self.prior is None else ["--prior", self.prior.name]
+        words += [] if self.posterior is None else ["--posterior", self.posterior.name]
+        words += ["--op", self.operator.name, "--data", self.data.name, "--seed", str(self.seed)]
+        words += [] if self.preset == "standard" else ["--preset", self.preset]
+        settings = self.settings | ({} if steps is None else {"train.steps": steps})
+        for key, value in settings.items():
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
+            words += ["--set", f"{key}={text.removesuffix('...').strip()}"]
+        return shlex.join(words)
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or says something that a grid cannot.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return grid_of(content, str(path))
+
+
+def grid_of(content: object, where: str) -> Grid:
+    """A grid from what a file or the options say.
+
+    Raises:
+        UserError: something is misspelt, missing or of another type.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: a grid is a mapping with methods, operators and so on")
+    budget = content.get("budget")
+    if isinstance(budget, dict) and len(budget) != 1:
+        raise UserError(f"{where}: budget takes one of steps, seconds and network_calls")
+    try:
+        return Grid.model_validate(content)
+    except ValidationError as error:
+        first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+        field_ = ".".join(str(part) for part in first["loc"])
+        message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "extra_forbidden":
+            fields = Grid.model_fields if len(first["loc"]) == 1 else Entry.model_fields
+            if first["loc"][0] == "budget":
+                fields = Budget.model_fields
+            message = f"there is no such field{suggest(str(first['loc'][-1]), fields)}"
+        elif first["type"] == "missing":
+            message = "it is missing"
+        raise UserError(f"{where}: {field_}: {message}") from error
+
+
+def _check_titles(axis: str, entries: tuple[Entry, ...]) -> None:
+    titles = [entry.title for entry in entries]
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice is not None:
+        raise UserError(f"{axis}: {twice!r} is there twice; give one of them a label")
+
+
+def _uses(registry: Registry, method: str) -> set[str] | None:
+    """Which of prior and posterior a method uses, by its manifest; None where it says nothing."""
+    try:
+        record = registry.find("method", method)
+    except PluginError:
+        return None
+    # Of other people's the words are optional, and an empty list may be one that was not written.
+    if not record.capabilities and record.package.name != "flowdiff":
+        return None
+    return {"prior", "posterior"} & set(record.capabilities)

@@ -1,0 +1,182 @@
+"""The folder of a benchmark: its grid, its cells, and what came of each.
+
+    grid.yaml               what was asked for
+    cells/ID/cell.json      one combination
+    cells/ID/run/           its run folder
+    cells/ID/result.json    how it ended; absent while it has not
+    cells/ID/log.txt        what it printed
+    measurements/           one file for each data set, operator and seed, shared by all methods
+    pilots/                 what a step costs, by which a budget becomes a number of steps
+    results.json, results.csv, results.md, report.html
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flowdiff.core.errors import UserError
+from flowdiff.core.files import write_json, write_text
+from flowdiff.core.launcher import Job, Outcome
+from flowdiff.core.registry import Registry
+
+from .grid import Cell, Grid, read_grid
+
+__all__ = ["CellResult", "Study"]
+
+Status = Literal["finished", "refused", "failed", "killed", "pending"]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """How a cell ended.
+
+    Attributes:
+        status: ``finished``; ``refused``: the parts do not fit, or the method does not cover the
+            operator; ``failed``: it went wrong; ``killed``: its process was ended from outside;
+            ``pending``: none of these yet.
+        reason: why not finished.
+        steps: of training, as the budget gave them.
+        budget: what the cell was to spend, and what it spent, as it was counted.
+    """
+
+    status: Status
+    reason: str = ""
+    steps: int | None = None
+    budget: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Study:
+    """A benchmark on disk.
+
+    Args:
+        path: its folder.
+        grid: what is compared.
+        registry: where the parts are known.
+    """
+
+    def __init__(self, path: Path, grid: Grid, registry: Registry) -> None:
+        self.path = path
+        self.grid = grid
+        self.registry = registry
+        self.cells = list(grid.cells(registry))
+
+    @classmethod
+    def open(cls, path: Path, grid: Grid | None, registry: Registry) -> Study:
+        """A new benchmark, or the one that is there, which has to be the same one.
+
+        Raises:
+            UserError: another grid is there, or the folder is none of a benchmark.
+        """
+        file = path / "grid.yaml"
+        if file.is_file():
+            there = read_grid(file)
+            if grid is not None and grid != there:
+                raise UserError(
+                    f"{path} holds another benchmark; go on with that one by naming the folder "
+                    "alone, or choose another --out"
+                )
+            return cls(path, there, registry)
+        if grid is None:
+            raise UserError(f"{path} is no benchmark: it has no grid.yaml")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"--out {path}: the folder is not empty; choose another")
+        study = cls(path, grid, registry)
+        try:
+            (path / "cells").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot create it ({error.strerror})") from error
+        write_text(file, grid.to_yaml())
+        return study
+
+    def folder(self, cell: Cell) -> Path:
+        """The folder of a cell."""
+        return self.path / "cells" / cell.id
+
+    def result(self, cell: Cell) -> CellResult:
+        """How a cell ended."""
+        try:
+            content = json.loads((self.folder(cell) / "result.json").read_text(encoding="utf-8"))
+            return CellResult(**content)
+        except (OSError, ValueError, TypeError):
+            # Not there, or a kill in the middle of an older flowdiff: it is run again.
+            return CellResult("pending")
+
+    def summary(self, cell: Cell) -> dict[str, Any] | None:
+        """The summary.json of a cell's run; None where it has not finished."""
+        if self.result(cell).status != "finished":
+            return None
+        file = self.folder(cell) / "run" / "summary.json"
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+
+    def record(self, cell: Cell, result: CellResult) -> None:
+        """Writes how a cell ended."""
+        self.folder(cell).mkdir(parents=True, exist_ok=True)
+        write_json(self.folder(cell) / "result.json", asdict(result))
+
+    def waiting(self, again: Iterable[Status] = ()) -> list[Cell]:
+        """Cells that are to be run: those that have not ended, or were killed.
+
+        Args:
+            again: further states that are to be tried once more, such as ``failed``.
+        """
+        wanted = {"pending", "killed", *again}
+        return [cell for cell in self.cells if self.result(cell).status in wanted]
+
+    def job(self, cell: Cell, threads: int) -> Job:
+        """What runs a cell."""
+        folder = self.folder(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)
+        write_json(folder / "cell.json", cell.to_json())
+        command = (
+            sys.executable,
+            "-m",
+            "flowdiff.core.bench.worker",
+            str(self.path.resolve()),
+            str(folder.resolve()),
+            str(threads),
+        )
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # Found as it is here, wherever the job runs.
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        return Job(cell.id, command, folder / "log.txt", environment)
+
+    def ended(self, cell: Cell, outcome: Outcome) -> CellResult:
+        """What a job's end says of its cell; written down, where the job could not.
+
+        A job that was stopped saved its state, and its cell is pending.
+        """
+        result = self.result(cell)
+        if result.status != "pending" or outcome.code == 130:
+            return result
+        reason = outcome.reason or _reason(outcome.code, self.folder(cell) / "log.txt")
+        status: Status = "killed" if outcome.code is None or outcome.code < 0 else "failed"
+        result = CellResult(status, reason)
+        self.record(cell, result)
+        return result
+
+
+def _reason(code: int | None, log: Path) -> str:
+    """Of a process that left no word: its signal, or the last line that it printed."""
+    if code is not None and code < 0:
+        memory = "; perhaps the memory was full" if code == -9 else ""
+        return f"its process was ended by signal {-code}{memory}"
+    try:
+        lines: Sequence[str] = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        lines = []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"its process left with {code}: {last[:300]}"

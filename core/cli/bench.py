@@ -1,0 +1,315 @@
+"""``flowdiff bench``: every method side by side, on equal terms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .table import print_table
+
+if TYPE_CHECKING:
+    from flowdiff.core.bench import Cell, Grid, Study
+    from flowdiff.core.launcher import Launcher
+
+__all__ = ["bench"]
+
+_AXES = {"methods": "method", "priors": "prior", "posteriors": "posterior", "operators": "op"}
+
+
+def bench(
+    grid: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[GRID]", help="YAML file of a grid, or the folder of a benchmark."
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method; may be repeated, as all of these.")
+    ] = None,
+    prior: Annotated[
+        list[str] | None, typer.Option(help="A prior [default: what suits each method].")
+    ] = None,
+    posterior: Annotated[
+        list[str] | None, typer.Option(help="A posterior [default: what suits each method].")
+    ] = None,
+    op: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An operator. With nothing else, the standard suite: all methods, on it and on "
+            "the bundled noise, blur and mask."
+        ),
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A data set [default: digits].")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N…", help="Seeds [default: 0; in the suite 0,1,2].")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND=AMOUNT",
+            help="What each run may spend: steps=N, seconds=N or network_calls=N [default: each "
+            "method's own number of steps].",
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SCOPE.KEY=VALUE", help="A setting of every run."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Size of everything: quick, standard or large.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmark; the same one goes on.")
+    ] = None,
+    launcher: Annotated[str, typer.Option(help="Where runs run: local or dask.")] = "local",
+    launcher_setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--launcher-set", metavar="KEY=VALUE", help="A setting of it, such as workers=4."
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try runs again that failed or were refused.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs, and those that are refused.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Compare methods, priors, posteriors and operators on equal data and compute.
+
+    Each combination is a run of its own, in a process of its own. What is stopped or killed goes
+    on when the same command is typed again, or `flowdiff bench FOLDER`.
+    """
+    from flowdiff.core.bench import Study
+    from flowdiff.core.registry import get_registry
+
+    options = {
+        "methods": method,
+        "priors": prior,
+        "posteriors": posterior,
+        "operators": op,
+        "data": data,
+    }
+    asked = _grid(grid, options, seeds, budget, setting, preset)
+    folder = out if out is not None else grid if asked is None else Path("bench") / _name(asked)
+    assert folder is not None
+    place = _launcher(launcher, launcher_setting or [])
+    if dry_run and asked is not None:
+        _plan(Study(folder, asked, get_registry()), as_json)
+        return
+    study = Study.open(folder, asked, get_registry())
+    if dry_run:
+        _plan(study, as_json)
+        return
+    _run(study, place, threads, retry)
+    _finish(study, as_json)
+
+
+def _grid(
+    path: Path | None,
+    options: dict[str, list[str] | None],
+    seeds: str | None,
+    budget: str | None,
+    settings: list[str] | None,
+    preset: str | None,
+) -> Grid | None:
+    """What is asked for; None where a folder is named, whose own grid it is."""
+    from flowdiff.core.bench import read_grid
+    from flowdiff.core.bench.grid import grid_of
+    from flowdiff.core.bench.suite import STANDARD
+    from flowdiff.core.errors import UserError
+
+    given = [name for name, value in options.items() if value]
+    if path is not None:
+        others = [
+            flag
+            for flag, value in (
+                *((f"--{_AXES.get(name, name)}", options[name]) for name in options),
+                ("--seeds", seeds),
+                ("--budget", budget),
+                ("--set", settings),
+                ("--preset", preset),
+            )
+            if value
+        ]
+        if others:
+            raise UserError(f"{others[0]} cannot be given with {path}, which says it all")
+        if path.is_dir():
+            return None
+        return read_grid(path)
+    if not given:
+        raise UserError(
+            "name what is to be compared: methods and operators, a file, or --op alone for the "
+            "standard suite (see 'flowdiff bench --help')"
+        )
+    content: dict[str, Any] = {name: value for name, value in options.items() if value}
+    if given == ["operators"]:
+        content = STANDARD | {"operators": [*content["operators"], *STANDARD["operators"]]}
+        names = [e if isinstance(e, str) else e["name"] for e in content["operators"]]
+        content["operators"] = [
+            e for i, e in enumerate(content["operators"]) if names[i] not in names[:i]
+        ]
+    for name, flag in (("methods", "--method"), ("operators", "--op")):
+        if name not in content:
+            raise UserError(f"{flag}: name one or more; a grid needs methods and operators")
+    if seeds is not None:
+        content["seeds"] = _numbers(seeds)
+    if budget is not None:
+        kind, equals, amount = budget.partition("=")
+        if not equals:
+            raise UserError(f"--budget {budget}: write it as KIND=AMOUNT, such as steps=500")
+        content["budget"] = {kind: _amount(amount, budget)}
+    if settings:
+        content["settings"] = content.get("settings", {}) | dict(map(_setting, settings))
+    if preset is not None:
+        content["preset"] = preset
+    return grid_of(content, "the options")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    from flowdiff.core.errors import UserError
+
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: write it as --set SCOPE.KEY=VALUE")
+    try:
+        return key.strip(), yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not valid YAML") from error
+
+
+def _numbers(text: str) -> list[int]:
+    from flowdiff.core.errors import UserError
+
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: write them as numbers, such as 0,1,2") from error
+
+
+def _amount(text: str, whole: str) -> float | int:
+    from flowdiff.core.errors import UserError
+
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"--budget {whole}: {text!r} is no number") from error
+    return int(value) if value.is_integer() else value
+
+
+def _name(grid: Grid) -> str:
+    """A folder's name for a grid that was given none."""
+    words = [*(e.title for e in grid.data), *(e.title for e in grid.operators)]
+    return "-".join(words).replace("+", "-").replace(":", "-")[:80]
+
+
+def _launcher(name: str, settings: list[str]) -> Launcher:
+    from flowdiff.core.config import validate
+    from flowdiff.core.registry import get_registry
+
+    cls: Any = get_registry().load("launcher", name)
+    made: Launcher = cls(validate(cls.Config, dict(map(_setting, settings)), "--launcher-set"))
+    return made
+
+
+def _checked(cells: list[Cell]) -> dict[str, str]:
+    """By cell, why its parts are refused; in a process of its own, which imports torch.
+
+    Raises:
+        UserError: a setting or a name is wrong.
+    """
+    import subprocess
+    import sys
+
+    from flowdiff.core.errors import RunError, UserError
+
+    # Seeds of one combination are refused alike.
+    first = {cell.key[:-1]: cell for cell in reversed(cells)}
+    content = json.dumps([cell.to_json() for cell in first.values()])
+    done = subprocess.run(
+        [sys.executable, "-m", "flowdiff.core.bench.worker", "--check"],
+        input=content,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise RunError(f"the grid could not be checked: {last}")
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    by_id = {answer["id"]: answer for answer in answers}
+    refused: dict[str, str] = {}
+    for key, cell in first.items():
+        answer = by_id[cell.id]
+        if answer["error"]:
+            raise UserError(f"{' '.join(word for word in key if word)}: {answer['error']}")
+        refused |= {c.id: answer["refused"] for c in cells if c.key[:-1] == key}
+    return refused
+
+
+def _plan(study: Study, as_json: bool) -> None:
+    refused = _checked(study.cells)
+    rows = [[*cell.key, refused[cell.id] or "fits"] for cell in study.cells]
+    if as_json:
+        content = [
+            {"id": c.id, **c.to_json(), "refused": refused[c.id] or None} for c in study.cells
+        ]
+        typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    print_table(["data", "operator", "method", "prior", "posterior", "seed", ""], rows)
+    fits = sum(not refused[cell.id] for cell in study.cells)
+    typer.echo(f"\n{len(rows)} runs, {fits} of which fit; budget: {study.grid.budget}")
+
+
+def _run(study: Study, place: Launcher, threads: int, retry: bool) -> None:
+    """Runs what has not ended, and says of each how it did."""
+    import time
+
+    from flowdiff.core.bench import CellResult
+
+    again: tuple[Any, ...] = ("failed", "refused") if retry else ()
+    waiting = study.waiting(again)
+    total = len(study.cells)
+    if not waiting:
+        return
+    refused = _checked(waiting)
+    for cell in waiting:
+        if refused[cell.id]:
+            study.record(cell, CellResult("refused", refused[cell.id]))
+    waiting = [cell for cell in waiting if not refused[cell.id]]
+    done = total - len(waiting)
+    typer.echo(f"{total} runs, {len(waiting)} to do; budget: {study.grid.budget}", err=True)
+    jobs = [study.job(cell, threads) for cell in waiting]
+    cells = {cell.id: cell for cell in waiting}
+    since = time.monotonic()
+
+    def ended(job: Any, outcome: Any) -> None:
+        nonlocal done
+        cell = cells[job.name]
+        result = study.ended(cell, outcome)
+        done += 1
+        rest = (time.monotonic() - since) / max(done - total + len(jobs), 1) * (total - done)
+        left = f", about {rest / 60:.0f} min to go" if done < total else ""
+        why = f": {result.reason}" if result.reason else ""
+        name = " ".join(word for word in cell.key if word)
+        typer.echo(f"{done}/{total} {result.status} {name}{why}{left}", err=True)
+
+    place.run(jobs, ended)
+
+
+def _finish(study: Study, as_json: bool) -> None:
+    from flowdiff.core.bench.output import write_results
+
+    table = write_results(study)
+    if as_json:
+        typer.echo(json.dumps(table.to_json(), indent=2, ensure_ascii=False))
+        return
+    print_table(*table.short())
+    typer.echo(f"\n{study.path / 'report.html'}")

@@ -1,0 +1,355 @@
+"""`flowdiff bench`: the grid, its cells, what is stopped and goes on, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flowdiff.core import UserError, get_registry
+from flowdiff.core.bench import Budget, Grid, Study, read_grid
+from flowdiff.core.bench.budget import Pilot
+from flowdiff.core.bench.grid import Cell, grid_of
+from flowdiff.core.bench.study import CellResult
+from flowdiff.core.bench.table import Row, Table, paired_difference, price_of_corruption
+
+SMALL: dict[str, Any] = {
+    "methods": ["gaussian_fit", "flowdiff", "ambient_diffusion"],
+    "priors": ["gaussian"],
+    "posteriors": ["affine"],
+    "operators": [{"name": "gaussian_noise", "settings": {"op.gaussian_noise.sigma": 0.5}}],
+    "data": [{"name": "gaussian", "settings": {"data.shape": [1, 4, 4], "data.n": 60}}],
+    "seeds": [0, 1],
+    "budget": {"network_calls": 4000},
+    "settings": {
+        "eval.metrics": ["mmd"],
+        "eval.bootstrap": 20,
+        "eval.n_posterior": 4,
+        "train.checkpoint_every": 5,
+        "train.batch_size": 16,
+    },
+}
+
+
+def cells(content: dict[str, Any]) -> list[Cell]:
+    return list(grid_of(content, "here").cells(get_registry()))
+
+
+def test_axes_that_a_method_does_not_use_make_no_further_cells() -> None:
+    content = SMALL | {"methods": ["gaussian_fit", "oracle", "flowdiff"], "seeds": [0]}
+    content |= {"priors": ["edm", "ddpm"], "posteriors": ["glow", "affine"]}
+    found = [(c.key[2], c.key[3], c.key[4]) for c in cells(content)]
+    assert found == [
+        ("gaussian_fit", "", ""),
+        ("oracle", "edm", ""),
+        ("oracle", "ddpm", ""),
+        *(("flowdiff", p, q) for p in ("edm", "ddpm") for q in ("glow", "affine")),
+    ]
+
+
+def test_a_cell_is_what_it_was_written_as() -> None:
+    for cell in cells(SMALL):
+        again = Cell.from_json(json.loads(json.dumps(cell.to_json())))
+        assert again == cell and again.id == cell.id
+    ids = [cell.id for cell in cells(SMALL)]
+    assert len(set(ids)) == len(ids)
+    # Another setting is another cell.
+    other = cells(SMALL | {"settings": SMALL["settings"] | {"train.batch_size": 8}})
+    assert not set(ids) & {cell.id for cell in other}
+
+
+def test_settings_of_a_part_that_is_not_used_are_left_out() -> None:
+    content = SMALL | {"settings": {"posterior.bound": 1.0, "prior.sigma_min": 0.05}}
+    by_method = {cell.method.name: cell.settings for cell in cells(content)}
+    assert not {"posterior.bound", "prior.sigma_min"} & set(by_method["gaussian_fit"])
+    assert {"posterior.bound", "prior.sigma_min"} <= set(by_method["flowdiff"])
+
+
+def test_a_grid_is_planned_without_torch(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump(SMALL))
+    code = (
+        "import sys; from pathlib import Path; from flowdiff.core.bench import Study, read_grid;"
+        "from flowdiff.core.registry import get_registry;"
+        f"s = Study.open(Path({str(tmp_path / 'b')!r}), read_grid(Path({str(file)!r})), "
+        "get_registry()); assert len(s.cells) == 6, s.cells;"
+        "assert not {'torch', 'deepinv'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": []}, "methods"),
+        ({"method": ["flowdiff"]}, "there is no such field (did you mean 'methods'?)"),
+        ({"operators": None}, "operators"),
+        ({"seeds": [0, 0]}, "seeds: one of them is there twice"),
+        ({"methods": ["flowdif"]}, "did you mean 'flowdiff'?"),
+        ({"operators": ["gaussian_noise+nothing"]}, "unknown operator 'nothing'"),
+        ({"methods": ["flowdiff", "flowdiff"]}, "is there twice; give one of them a label"),
+        ({"budget": {"steps": 1, "seconds": 2}}, "budget takes one of steps, seconds"),
+        ({"budget": {"step": 1}}, "did you mean 'steps'?"),
+        ({"budget": {"steps": 0}}, "budget.steps"),
+    ],
+)
+def test_a_wrong_grid_is_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cells(SMALL | changes)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name what is to be compared"),
+        (["--method", "flowdiff"], "--op: name one or more"),
+        (["--method", "flowdiff", "--op", "identity", "--seeds", "a"], "--seeds a: write them"),
+        (["--method", "flowdiff", "--op", "identity", "--budget", "9"], "write it as KIND=AMOUNT"),
+        (["--method", "flowdiff", "--op", "identity", "--budget", "steps=x"], "'x' is no number"),
+        (["nofile.yaml"], "nofile.yaml: No such file"),
+        (["--method", "flowdiff", "--op", "identity", "--launcher", "lokal"], "'local'?"),
+        (
+            ["--method", "flowdiff", "--op", "identity", "--launcher-set", "worker=2"],
+            "did you mean 'workers'?",
+        ),
+        (["--method", "flowdiff", "--op", "identity", "--set", "train.stps=2"], "'steps'?"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str],
+    words: str,
+    run_cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run_cli("bench", *arguments, "--dry-run")
+    assert code == 2, errors
+    assert words in errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_buys_what_two_pilots_say() -> None:
+    """400 calls at the beginning and 30 a step; 0.5 s and 0.01."""
+    pilot = Pilot((20, 60), (400 + 600, 400 + 1800), (0.7, 1.1))
+    assert pilot.steps_for(Budget(network_calls=400 + 30 * 250)) == 250
+    assert pilot.steps_for(Budget(network_calls=400 + 30 * 250 - 1)) == 249
+    assert pilot.steps_for(Budget(seconds=10.501)) == 1000
+    with pytest.raises(UserError, match="not enough for one step"):
+        pilot.steps_for(Budget(network_calls=300))
+    with pytest.raises(UserError, match="give steps instead"):
+        Pilot((20, 60), (0, 0), (0.1, 0.2)).steps_for(Budget(network_calls=300))
+
+
+def rows(values: dict[int, float], key: str = "psnr", method: str = "flowdiff") -> list[Row]:
+    made = []
+    for seed, value in values.items():
+        cell = cells(SMALL | {"methods": [method], "seeds": [seed]})[0]
+        figure = {"value": value, "low": 0.9 * value, "high": 1.1 * value}
+        made.append(Row(cell, CellResult("finished"), {key: figure}))
+    return made
+
+
+def test_a_difference_is_paired_by_seed_with_student_s_interval() -> None:
+    from scipy.stats import ttest_rel
+
+    a, b = {0: 1.0, 1: 2.5, 2: 2.0, 5: 9.0}, {2: 1.1, 0: 0.7, 1: 1.2, 7: 0.0}
+    found = paired_difference(rows(a), rows(b), "psnr")
+    exact = ttest_rel([a[s] for s in (0, 1, 2)], [b[s] for s in (0, 1, 2)])
+    interval = exact.confidence_interval(0.95)
+    assert found is not None and found["seeds"] == 3
+    assert found["mean"] == pytest.approx((0.3 + 1.3 + 0.9) / 3)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    assert paired_difference(rows({0: 1.0}), rows({0: 2.0}), "psnr") is None
+
+
+def test_the_price_of_corruption_is_a_ratio_where_the_oracle_is_above_its_floor() -> None:
+    learned, oracle = rows({0: 0.3, 1: 0.5}, "prior.mmd"), rows({0: 0.1, 1: 0.2}, "prior.mmd")
+    found = price_of_corruption(learned, oracle, "prior.mmd")
+    assert found == pytest.approx({"mean": 2.75, "least": 2.5, "largest": 3.0})
+    assert price_of_corruption(learned, rows({0: -0.1}, "prior.mmd"), "prior.mmd") is None
+
+
+# ---------------------------------------------------------------- runs
+
+
+def bench(folder: Path, *more: str, content: dict[str, Any] = SMALL) -> dict[str, Any]:
+    """Runs a benchmark in a process of its own; its results without what time decides."""
+    subprocess.run(command(folder, *more, content=content), check=True, capture_output=True)
+    return outcome(folder)
+
+
+def command(folder: Path, *more: str, content: dict[str, Any] = SMALL) -> list[str]:
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(content))
+    return [sys.executable, "-m", "flowdiff", "bench", str(file), "--out", str(folder), *more]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    for cell in found["cells"]:
+        cell["budget"].get("spent", {}).pop("seconds", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("bench") / "whole"
+    return folder, bench(folder)
+
+
+@pytest.mark.slow
+def test_a_benchmark(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = whole
+    by_method = {(c["method"], c["seed"]): c for c in found["cells"]}
+    assert {c["status"] for c in found["cells"]} == {"finished", "refused"}
+    assert "everything is observed" in by_method["ambient_diffusion", "0"]["reason"]
+    # The same frozen measurements for each method of a seed, others for another seed.
+    digests = {key: c["measurements"] for key, c in by_method.items() if c["measurements"]}
+    assert digests["flowdiff", "0"] == digests["gaussian_fit", "0"]
+    assert digests["flowdiff", "0"] != digests["flowdiff", "1"]
+    assert len(list((folder / "measurements").iterdir())) == 2
+    linked = folder / "cells" / by_method["flowdiff", "0"]["id"] / "run/measurements.safetensors"
+    assert linked.stat().st_nlink == 3
+    spent = by_method["flowdiff", "0"]["budget"]["spent"]["network_calls"]
+    assert 0.9 * 4000 <= spent <= 4000
+    assert by_method["flowdiff", "0"]["steps"] == by_method["flowdiff", "1"]["steps"]
+    assert {"prior.mmd", "psnr", "crps", "chi2"} <= set(by_method["flowdiff", "0"]["figures"])
+    page = (folder / "report.html").read_text()
+    assert "ambient_diffusion" in page and "does not support" in page
+    assert (folder / "results.csv").read_text().count("\n") == 7
+    assert "| flowdiff" in (folder / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_of_a_row_gives_its_figures(
+    whole: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    run_cli: Callable[..., tuple[int, str, str]],
+) -> None:
+    import shlex
+
+    cell = next(c for c in whole[1]["cells"] if c["method"] == "flowdiff")
+    words = shlex.split(cell["command"])[1:]
+    assert run_cli(*words, "--out", str(tmp_path / "run"))[0] == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    prior = next(row for row in summary["rows"] if row["name"] == "prior")
+    value = cell["figures"]["prior.mmd"]["value"]
+    assert prior["figures"]["mmd"]["value"] == value
+    assert summary["measurements"]["digest"] == cell["measurements"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_table(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    started = subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    cell = folder / "cells"
+    wait_for(lambda: list(cell.glob("*flowdiff*/run/checkpoints/step-*.safetensors")), started)
+    # The parent at once; its cells see that it is gone, save and leave.
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    wait_for(lambda: not workers(folder))
+    # A cell that is killed is a row, and goes on next time.
+    again = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: workers(folder), again)
+    for process in workers(folder):
+        os.kill(process, signal.SIGKILL)
+    again.wait()
+    states = [c["status"] for c in outcome(folder)["cells"]]
+    assert "killed" in states
+    found = bench(folder)
+    assert found == whole[1]
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes of the cells of a benchmark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"flowdiff.core.bench.worker" in words and str(folder).encode() in b" ".join(words):
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(happened: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:
+    until = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < until, "it took too long"
+        assert process is None or process.poll() is None, "it ended too early"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_dask_workers_give_the_same_table(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    found = bench(tmp_path / "dask", "--launcher", "dask", "--launcher-set", "workers=2")
+    assert found == whole[1]
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_is_a_row_and_stops_no_other(
+    plugin_packages: Any, tmp_path: Path
+) -> None:
+    plugin_packages.add(
+        "kfailing",
+        "components:\n  - {kind: method, name: failing, target: 'kfailing.m:Failing', "
+        "summary: Fails}\n",
+        {
+            "m.py": (
+                "from flowdiff.core import Method, Roles\n"
+                "class Failing(Method):\n"
+                "    roles = Roles()\n"
+                "    artifacts = frozenset()\n"
+                "    def setup(self, ctx): pass\n"
+                "    def step(self, batch, ctx): raise ZeroDivisionError('by zero')\n"
+            )
+        },
+    )
+    content = SMALL | {"methods": ["failing", "gaussian_fit"], "seeds": [0]}
+    content |= {"budget": {"steps": 3}}
+    found = bench(tmp_path / "failing", content=content)
+    states = {c["method"]: (c["status"], c["reason"]) for c in found["cells"]}
+    assert states["failing"] == ("failed", "ZeroDivisionError: by zero")
+    assert states["gaussian_fit"][0] == "finished"
+
+
+def test_another_grid_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    Study.open(folder, grid_of(SMALL, "here"), get_registry())
+    other = grid_of(SMALL | {"seeds": [3]}, "here")
+    with pytest.raises(UserError, match="holds another benchmark"):
+        Study.open(folder, other, get_registry())
+    assert Study.open(folder, None, get_registry()).grid == read_grid(folder / "grid.yaml")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="is no benchmark"):
+        Study.open(tmp_path / "other", None, get_registry())
+
+
+def test_an_unfinished_benchmark_has_a_table(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "b", grid_of(SMALL, "here"), get_registry())
+    table = Table(study)
+    assert all(row.result.status == "pending" for row in table.rows)
+    assert isinstance(study.grid, Grid)
+    from flowdiff.core.bench.output import write_results
+
+    write_results(study)
+    assert "Nothing has finished here yet" in (study.path / "report.html").read_text()
