@@ -53,16 +53,25 @@ def config_of(cell: Cell, threads: int, registry: Registry) -> RunConfig:
     Raises:
         UserError: a setting or a name is wrong.
     """
+    roles = registry.load("method", cell.method.name).roles
+    # A manifest need not say what its method uses; the class does.
+    prior = cell.prior if roles.prior else None
+    posterior = cell.posterior if roles.posterior else None
+    settings = {
+        key: value
+        for key, value in cell.settings.items()
+        if getattr(roles, key.partition(".")[0], True)
+    }
     request = Request(
         method=cell.method.name,
-        prior=None if cell.prior is None else cell.prior.name,
-        posterior=None if cell.posterior is None else cell.posterior.name,
+        prior=None if prior is None else prior.name,
+        posterior=None if posterior is None else posterior.name,
         op=cell.operator.name,
         data=cell.data.name,
         preset=cell.preset,
         seed=cell.seed,
         threads=threads,
-        settings=settings_of(cell.settings),
+        settings=settings_of(settings),
     )
     return resolve(request, registry)
 

@@ -113,6 +113,9 @@ def test_page(
     monkeypatch.chdir(work)
     for name, value in FEW_SAMPLES.items():
         monkeypatch.setattr(f"flowdiff.plugins.{name}", value)
+    # A plan times a few steps; here one will do.
+    monkeypatch.setattr("flowdiff.core.plan._WARM", 0)
+    monkeypatch.setattr("flowdiff.core.plan._TIMED", 1)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in found:
         where = f"{page.name}, line {block.line}"
