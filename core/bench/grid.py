@@ -66,9 +66,9 @@ class Budget(_Strict):
         network_calls: images through the prior's network and samples through the posterior.
     """
 
-    steps: int | None = Field(None, ge=1)
-    seconds: float | None = Field(None, gt=0)
-    network_calls: float | None = Field(None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    network_calls: float | None = Field(default=None, gt=0)
 
     @property
     def kind(self) -> BudgetKind | None:

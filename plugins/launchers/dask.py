@@ -52,8 +52,8 @@ class DaskLauncher(Launcher):
             }
             try:
                 for future in as_completed(futures):
-                    error = future.exception()
-                    outcome = future.result() if error is None else Outcome(None, str(error))
+                    lost = future.exception()
+                    outcome = future.result() if lost is None else Outcome(None, str(lost))
                     ended(futures[future], outcome)
             finally:
                 client.cancel(list(futures))
