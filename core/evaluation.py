@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .agreement import Agreement, compare_with_exact
+from .calibration.proximal import recorrupt
 from .counting import CallCounter
 from .gaussian import Gaussian
 from .metric import MetricValue
@@ -160,7 +161,7 @@ def evaluate(session: Session, counter: CallCounter, progress: Progress) -> Eval
             "samples": samples[:4, :shown],
             "wiener_mean": work.wiener.mean.cpu()[:shown],
         }
-    summary["measurement_space"] |= elbo
+    summary["measurement_space"] |= elbo | _proximal(work, sets)
     cost["evaluation_seconds"] = time.monotonic() - started
     summary["cost"] = cost
     return Evaluation(summary, {k: v.detach().cpu().clone() for k, v in images.items()})
@@ -435,6 +436,30 @@ def _negative_elbo(work: _Work) -> dict[str, Any]:
             ).to_json(),
         }
     return found
+
+
+def _proximal(work: _Work, sets: Mapping[str, tuple[str, Tensor]]) -> dict[str, Any]:
+    """Whether new measurements of prior samples can be told from those that were held out.
+
+    Where the run asks for the classifier test; no clean image is needed for this one.
+    """
+    classifier = work.session.metrics.get("c2st")
+    if classifier is None or "prior" not in sets:
+        return {}
+    operator = work.session.context.operator
+    seen = work.heldout.features().flatten(1).cpu()
+    found: dict[str, Any] = {
+        "what": "AUC of a classifier: new measurements of prior samples, or held-out ones; .5 "
+        "when right, as far as the operator tells"
+    }
+    for name, row in (("prior", "prior"), ("gaussian_fit", "gaussian_fit_prior")):
+        x = sets[row][1].to(work.heldout.y.device)
+        again = recorrupt(x, operator, work.stream(f"proximal.{name}"))
+        features = again.features().flatten(1).cpu()
+        if not bool(features.isfinite().all()):
+            return {}
+        found[name] = classifier(features, seen, work.stream("proximal.classifier")).to_json()
+    return {"proximal_c2st": found}
 
 
 @torch.no_grad()

@@ -123,13 +123,16 @@ class Study:
         write_json(self.folder(cell) / "result.json", asdict(result))
 
     def waiting(self, again: Iterable[Status] = ()) -> list[Cell]:
-        """Cells that are to be run: those that have not ended, or were killed.
+        """Cells that are to be run: those that have not ended, or were killed; seed by seed.
+
+        So that what is stopped early has a whole table of the first seed.
 
         Args:
             again: further states that are to be tried once more, such as ``failed``.
         """
         wanted = {"pending", "killed", *again}
-        return [cell for cell in self.cells if self.result(cell).status in wanted]
+        found = [cell for cell in self.cells if self.result(cell).status in wanted]
+        return sorted(found, key=lambda cell: self.grid.seeds.index(cell.seed))
 
     def job(self, cell: Cell, threads: int) -> Job:
         """What runs a cell."""

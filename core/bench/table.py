@@ -53,6 +53,7 @@ COLUMNS = (
     Column("ssim", "SSIM", "higher", "of the posterior mean"),
     Column("crps", "CRPS", "lower", "continuous ranked probability score of posterior samples"),
     Column("chi2", "χ²", "one", "whitened squared residual of posterior samples"),
+    Column("proximal_c2st", "proximal C2ST", "lower", "AUC: measurements of prior samples, or y"),
     Column("negative_elbo", "−ELBO", "lower", "bound on −log p(y) of held-out y, nats"),
 )
 
@@ -356,6 +357,8 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]
     space = summary["measurement_space"]
     if "chi2" in space:
         yield "chi2", bounds(space["chi2"]["posterior"])
+    if "proximal_c2st" in space:
+        yield "proximal_c2st", bounds(space["proximal_c2st"]["prior"])
     if "negative_elbo" in space:
         yield "negative_elbo", bounds(space["negative_elbo"])
 

@@ -102,6 +102,16 @@ def checks(summary: Mapping[str, Any]) -> list[Check]:
                 _cell(chi["gaussian_fit"], 3) if "gaussian_fit" in chi else None,
             )
         )
+    if "proximal_c2st" in space:
+        told = space["proximal_c2st"]
+        found.append(
+            Check(
+                "proximal C2ST of prior samples",
+                "AUC: new measurements of them, or held-out ones; .5 is right",
+                _cell(told["prior"], 3),
+                _cell(told["gaussian_fit"], 3),
+            )
+        )
     bound, exact = space.get("negative_elbo"), space.get("gaussian_fit_nll")
     if bound or exact:
         found.append(

@@ -27,6 +27,7 @@ from flowdiff.core import Metric, MetricValue, UserError
 
 from ._bootstrap import centred_interval, draw_counts
 from ._sets import as_rows, squared_distances
+from ._two_sample import two_sample
 
 __all__ = ["MMD"]
 
@@ -74,10 +75,10 @@ class MMD(Metric):
         xy = _kernels(squared_distances(x, y), scale)
         yy = _kernels(yy, scale).fill_diagonal_(0)
 
-        value = float(_weighted(xx, xy, yy, xx.new_ones(1, n), yy.new_ones(1, m)))
+        value = float(two_sample(xx, xy, yy, xx.new_ones(1, n), yy.new_ones(1, m)))
         a = draw_counts(n, self.config.bootstrap, generator)
         b = draw_counts(m, self.config.bootstrap, generator)
-        replicates = _weighted(xx, xy, yy, a, b)
+        replicates = two_sample(xx, xy, yy, a, b)
         low, high = centred_interval(value, replicates, self.config.level)
         return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
 
@@ -96,27 +97,3 @@ def _kernels(squares: Tensor, scale: Tensor) -> Tensor:
     for width in WIDTHS:
         total += torch.exp(relative / (-2 * width**2))
     return total
-
-
-def _weighted(xx: Tensor, xy: Tensor, yy: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """MMD² with image i counted a_i or b_i times.
-
-    Args:
-        xx: kernel of the samples, with shape (n, n) and a zero diagonal.
-        xy: kernel between both sets, with shape (n, m).
-        yy: kernel of the reference, with shape (m, m) and a zero diagonal.
-        a: counts of the samples, with shape (R, n).
-        b: counts of the reference, with shape (R, m).
-
-    Returns:
-        One figure per row of counts, with shape (R,).
-    """
-    within_x = ((a @ xx) * a).sum(1) / _pairs(a)
-    within_y = ((b @ yy) * b).sum(1) / _pairs(b)
-    across = ((a @ xy) * b).sum(1) / (a.sum(1) * b.sum(1))
-    return within_x + within_y - 2 * across
-
-
-def _pairs(counts: Tensor) -> Tensor:
-    """Number of ordered pairs of different images, with shape (R,)."""
-    return counts.sum(1).square() - counts.square().sum(1)

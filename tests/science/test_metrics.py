@@ -12,8 +12,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from flowdiff.core import Metric, MetricConfig, MetricValue, UserError
+from flowdiff.plugins.metrics._two_sample import two_sample
 from flowdiff.plugins.metrics.c2st import C2ST, C2STConfig
-from flowdiff.plugins.metrics.mmd import MMD, WIDTHS, _weighted
+from flowdiff.plugins.metrics.energy_distance import EnergyDistance
+from flowdiff.plugins.metrics.frechet import Frechet, frechet
+from flowdiff.plugins.metrics.mmd import MMD, WIDTHS
 from flowdiff.plugins.metrics.prdc import Coverage, Density, NeighbourConfig, Precision, Recall
 from flowdiff.plugins.metrics.sliced_wasserstein import SlicedWasserstein, SlicedWassersteinConfig
 
@@ -22,6 +25,8 @@ pytestmark = pytest.mark.science
 ALL: tuple[type[Metric], ...] = (
     SlicedWasserstein,
     MMD,
+    EnergyDistance,
+    Frechet,
     C2ST,
     Precision,
     Recall,
@@ -150,7 +155,7 @@ def test_mmd_is_unbiased_within_the_bootstrap() -> None:
     cross = [float(across[i, j]) for i in drawn for j in range(4)]
     expected = sum(pairs) / len(pairs) - 2 * sum(cross) / len(cross)
     every = torch.ones(1, 4, dtype=torch.float64)
-    assert float(_weighted(kernel, across, rest, counts, every)) == pytest.approx(expected)
+    assert float(two_sample(kernel, across, rest, counts, every)) == pytest.approx(expected)
 
 
 def test_mmd_of_copies_has_no_scale() -> None:
@@ -411,11 +416,12 @@ def table() -> dict[str, dict[str, MetricValue]]:
 
 FIDELITY = {"Precision", "Density"}
 DIVERSITY = {"Recall", "Coverage"}
-DISTANCES = {"SlicedWasserstein", "MMD", "C2ST"}
+DISTANCES = {"SlicedWasserstein", "MMD", "C2ST", "EnergyDistance", "Frechet"}
 
 # By flaw: what must see it, and what does not. What stands in neither is near its threshold.
 SEEN: dict[str, tuple[set[str], set[str]]] = {
-    "gaussian": ({"C2ST", "Coverage"} | FIDELITY, set()),
+    # A moment-matched Gaussian is what the Fréchet distance is blind to.
+    "gaussian": ({"C2ST", "Coverage"} | FIDELITY, {"Frechet"}),
     "noise .2": ({"C2ST", "Coverage", "Density"}, {"Recall"}),
     # Scattered samples have huge balls, which hold all of the data.
     "noise .5": (DISTANCES | FIDELITY | {"Coverage"}, {"Recall"}),
@@ -479,3 +485,87 @@ def test_a_reference_that_was_trained_on_flatters() -> None:
         copied = quick(metric)(reference.flip(0), reference, seed()).value
         honest = quick(metric)(second, reference, seed()).value
         assert copied < honest if metric.better == "lower" else copied > honest
+
+
+def test_the_energy_distance_of_two_gaussians() -> None:
+    """E|N(0, v)| is √(2 v/π); of normal numbers a distance δ apart it is known too."""
+    n, delta = 6000, 0.8
+    x = torch.randn(n, 1, generator=seed(1))
+    y = torch.randn(n, 1, generator=seed(2)) + delta
+    found = EnergyDistance(MetricConfig(bootstrap=20))(x, y, seed())
+    normal = torch.distributions.Normal(0.0, 1.0)
+    shifted = 2**0.5 * (
+        2 * math.exp(-(delta**2) / 4) / math.sqrt(2 * math.pi)
+        + delta / 2**0.5 * (2 * float(normal.cdf(torch.tensor(delta / 2**0.5))) - 1)
+    )
+    exact = 2 * shifted - 2 * 2 / math.sqrt(math.pi)
+    assert found.value == pytest.approx(exact, rel=0.06)
+    assert found.low < exact < found.high
+
+
+def test_the_energy_distance_is_zero_on_average_and_does_not_grow_with_the_resolution() -> None:
+    values, wide = [], []
+    for k in range(60):
+        x, y = torch.randn(2, 100, 3, generator=seed(k))
+        values.append(EnergyDistance(MetricConfig(bootstrap=20))(x, y, seed()).value)
+        pair = (t.repeat_interleave(16, 1) for t in (x, y + 0.5))
+        wide.append(
+            EnergyDistance(MetricConfig(bootstrap=20))(*pair, seed()).value
+            / EnergyDistance(MetricConfig(bootstrap=20))(x, y + 0.5, seed()).value
+        )
+    mean, error = np.mean(values), np.std(values) / 60**0.5
+    assert abs(mean) < 4 * error
+    assert np.allclose(wide, 1.0, atol=1e-5)
+
+
+def test_the_frechet_distance_of_two_gaussians() -> None:
+    """‖μ‖² + Σ(√s₁ − √s₂)² of covariances that commute, in rotated axes."""
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=seed(9)).double())[0]
+    first, second = torch.tensor([4.0, 1.0, 0.25, 2.0]), torch.tensor([1.0, 1.0, 1.0, 3.0])
+    shift = torch.tensor([0.3, -0.5, 0.0, 0.2]).double()
+
+    def exactly(values: Tensor, mean: Tensor) -> Tensor:
+        x = torch.randn(4000, 4, generator=seed(3)).double()
+        x = x - x.mean(0)
+        white = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(torch.cov(x.mT)), x.mT, upper=False
+        ).mT
+        return white * values.double().sqrt() @ rotation.mT + mean
+
+    found = float(frechet(exactly(first, shift), exactly(second, torch.zeros(4).double())))
+    exact = float(shift.square().sum() + (first.sqrt() - second.sqrt()).square().sum())
+    assert found == pytest.approx(exact, rel=1e-6)
+    # All components of few entries: the features are the images, turned.
+    x, y = exactly(first, shift).float(), exactly(second, torch.zeros(4).double()).float()
+    whole = Frechet(Frechet.Config(bootstrap=20))(x, y, seed())
+    assert whole.value == pytest.approx(exact, rel=1e-4)
+
+
+def test_crps_is_that_of_a_normal_distribution() -> None:
+    from flowdiff.core.statistics import crps
+
+    sigma, errors = 0.7, torch.tensor([0.0, 0.4, -1.5])
+    samples = sigma * torch.randn(40_000, 3, 1, 2, generator=seed(4))
+    truth = errors[:, None, None].expand(3, 1, 2)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    z = errors / sigma
+    exact = sigma * (
+        z * (2 * normal.cdf(z) - 1) + 2 * normal.log_prob(z).exp() - 1 / math.sqrt(math.pi)
+    )
+    torch.testing.assert_close(crps(samples, truth), exact, atol=0.01, rtol=0)
+    # Without bias in few samples, and the absolute error where they are all equal.
+    few = torch.stack([crps(samples[k : k + 4], truth) for k in range(0, 40_000, 4)]).mean(0)
+    torch.testing.assert_close(few, exact, atol=0.01, rtol=0)
+    equal = torch.zeros(5, 3, 1, 2)
+    torch.testing.assert_close(crps(equal, truth), errors.abs())
+
+
+@pytest.mark.parametrize("width", [0.6, 1.6])
+def test_crps_is_least_for_the_right_width(width: float) -> None:
+    from flowdiff.core.statistics import crps
+
+    truth = torch.randn(4000, 1, 1, generator=seed(1))
+    drawn = torch.randn(16, 4000, 1, 1, generator=seed(2))
+    right, wrong = crps(drawn, truth), crps(width * drawn, truth)
+    difference = wrong - right
+    assert float(difference.mean() / (difference.std() / len(truth) ** 0.5)) > 5

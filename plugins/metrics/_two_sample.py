@@ -1,0 +1,31 @@
+"""The two-sample statistic of a kernel, without bias, and its bootstrap replicates."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["two_sample"]
+
+
+def two_sample(xx: Tensor, xy: Tensor, yy: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """E k(x, x') + E k(y, y') − 2 E k(x, y), with image i counted a_i or b_i times.
+
+    Args:
+        xx: kernel of the samples, with shape (n, n) and a zero diagonal.
+        xy: kernel between both sets, with shape (n, m).
+        yy: kernel of the reference, with shape (m, m) and a zero diagonal.
+        a: counts of the samples, with shape (R, n).
+        b: counts of the reference, with shape (R, m).
+
+    Returns:
+        One figure per row of counts, with shape (R,).
+    """
+    within_x = ((a @ xx) * a).sum(1) / _pairs(a)
+    within_y = ((b @ yy) * b).sum(1) / _pairs(b)
+    across = ((a @ xy) * b).sum(1) / (a.sum(1) * b.sum(1))
+    return within_x + within_y - 2 * across
+
+
+def _pairs(counts: Tensor) -> Tensor:
+    """Number of ordered pairs of different images, with shape (R,)."""
+    return counts.sum(1).square() - counts.square().sum(1)
