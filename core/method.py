@@ -26,7 +26,7 @@ from .optim import Trainable
 from .part import BuildContext, Part, PartConfig
 from .posterior import AmortizedPosterior
 from .prior import Prior
-from .random import Streams
+from .random import Streams, derive_seed, seeded
 from .space import ImageSpace
 
 __all__ = ["Batch", "Method", "MethodState", "Roles", "RunContext", "select"]
@@ -129,8 +129,12 @@ class RunContext:
         return theirs or (self.prior is not None and self.prior.given)
 
     def make(self, kind: str, name: str, **arguments: Any) -> Any:
-        """Builds another part by kind and name, such as a solver."""
-        return self.build.make(kind, name, **arguments)
+        """Builds another part by kind and name, such as a solver.
+
+        Its weights are of the run's seed, whatever torch's global generator has been used for.
+        """
+        with seeded(derive_seed(self.streams.root, f"init.{kind}.{name}")):
+            return self.build.make(kind, name, **arguments)
 
 
 @dataclass

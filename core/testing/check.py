@@ -27,6 +27,7 @@ __all__ = ["BoundLaw", "Checked", "check", "kinds_with_laws", "laws_of", "verify
 
 _SUITES: Mapping[str, str] = {
     "dataset": "datasets:DatasetCase",
+    "launcher": "launchers:LauncherCase",
     "method": "methods:MethodCase",
     "metric": "metrics:MetricCase",
     "network": "networks:NetworkCase",

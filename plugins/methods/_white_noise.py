@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowdiff.core import DiffusionPrior, ForwardOperator, Observation, Prior, UserError
 
-__all__ = ["check_prior", "log_uniform", "noise_levels", "only_white_noise"]
+__all__ = ["check_levels", "check_prior", "log_uniform", "noise_levels", "only_white_noise"]
 
 
 def only_white_noise(operator: ForwardOperator) -> tuple[bool, str]:
@@ -44,22 +44,33 @@ def noise_levels(observation: Observation) -> Tensor:
     return variance.expand(observation.y.shape).flatten(1)[:, 0].sqrt()
 
 
+def check_levels(noise: Tensor, highest: float, setting: str) -> None:
+    """Refuses measurements that are noisier than the largest level that is learned.
+
+    Args:
+        noise: σ_n of each measurement, with shape (B,).
+        highest: that level.
+        setting: what to raise.
+
+    Raises:
+        UserError: so it is.
+    """
+    if float(noise.max()) >= highest:
+        raise UserError(
+            f"the noise of the measurements (σ up to {float(noise.max()):.3g}) is not below the "
+            f"largest noise level that is learned, {highest:.3g}; raise it with {setting}"
+        )
+
+
 def log_uniform(low: Tensor, high: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """σ between `low` (B,) and `high`, uniform in log σ and stratified, and weights.
 
     Returns:
         σ and log(high/low), each of shape (B,): E[f(σ) · weight] = ∫ f(σ) d log σ.
-
-    Raises:
-        UserError: a `low` is not below `high`.
     """
-    if not bool((low < high).all()):
-        raise UserError(
-            f"the noise of the measurements (σ up to {float(low.max()):.3g}) is not below the "
-            f"prior's largest noise level, {high:.3g}; raise it with prior.sigma_max"
-        )
     n, at = len(low), generator.device
     u = (torch.arange(n, device=at) + torch.rand(n, generator=generator, device=at)) / n
     u = u[torch.randperm(n, generator=generator, device=at)].to(low.device)
     width = math.log(high) - low.log()
-    return (low.log() + u * width).exp(), width
+    # Rounding must not leave the range: σ² − σ_n² would be negative.
+    return (low.log() + u * width).exp().maximum(low).clamp_max(high), width

@@ -15,9 +15,10 @@ noise (σ_n → 0) this is the published loss; with noise, the seen pixels are t
 `flowdiff.plugins.methods.ambient_tweedie`, and levels below σ_n are not learned.
 
 Samples take one mask ã each, drawn as in training, and go down the probability flow with
-D(ã ⊙ x, ã, σ) (the published fixed-mask sampler). A measurement is restored by D(y, m, σ_n), an
-estimate of E[x | y], the same for every sample. The mask is an input of the network, so the method
-has one of its own, around the mean and variance that were fitted to the measurements.
+D(ã ⊙ x, ã, σ) (the published fixed-mask sampler). A measurement is restored by D(y, m, σ) at σ_n,
+or at the smallest level that is learned where the noise is below it: an estimate of E[x | y], the
+same for every sample. The mask is an input of the network, so the method has one of its own,
+around the mean and variance that were fitted to the measurements.
 
 References:
     | Ambient Diffusion: Learning Clean Distributions from Corrupted Data (Daras et al., 2023)
@@ -49,7 +50,7 @@ from flowdiff.core import (
 )
 
 from ._settings import PriorSettings
-from ._white_noise import log_uniform
+from ._white_noise import check_levels, log_uniform
 
 __all__ = ["AmbientDiffusion"]
 
@@ -94,6 +95,9 @@ class AmbientDiffusion(Method):
         x = torch.randn(shape, generator=generator)
         if not torch.equal(operator(x, params), torch.where(seen, x, 0.0)):
             return False, "it is more than a mask"
+        variance = operator.noise_variance(x, params).expand(shape).flatten(1)
+        if not torch.equal(variance, variance[:, :1].expand_as(variance)):
+            return False, "its noise is not of one level for all pixels"
         return True, ""
 
     def setup(self, ctx: RunContext) -> None:
@@ -101,10 +105,11 @@ class AmbientDiffusion(Method):
         self.network: Network = ctx.make(
             "network", self.config.network, in_channels=2 * channels, out_channels=channels
         ).to(ctx.device)
+        self._noise = levels_of(ctx.observations)
+        check_levels(self._noise, self.config.sigma_max, "method.sigma_max")
         self._mean = ctx.moments.mean
         self._variance = float(ctx.moments.variances.mean())
         self._seen = seen_pixels(ctx.observations)
-        self._noise = levels_of(ctx.observations)
         updates = ctx.total_steps * self.config.updates
         self.trainables = {"network": Trainable(self.network, self.config.optim_prior, updates)}
 
@@ -162,7 +167,8 @@ class AmbientDiffusion(Method):
 
     def _hidden(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """1 − b: the pixels that are hidden besides, all channels of a pixel together."""
-        shape = (len(like), 1, *like.shape[2:])
+        # A vector's channels are its entries.
+        shape = like.shape if like.ndim == 2 else (len(like), 1, *like.shape[2:])
         u = torch.rand(shape, generator=generator, device=generator.device)
         return (u < self.config.hidden).to(like.device)
 
@@ -209,6 +215,6 @@ def seen_pixels(observation: Observation) -> Tensor:
 
 
 def levels_of(observation: Observation) -> Tensor:
-    """σ_n of each measurement, the largest of its pixels, with shape (B,)."""
+    """σ_n of each measurement, with shape (B,)."""
     variance = observation.operator.noise_variance(observation.y, observation.params)
-    return variance.expand(observation.y.shape).flatten(1).amax(1).sqrt()
+    return variance.expand(observation.y.shape).flatten(1)[:, 0].sqrt()

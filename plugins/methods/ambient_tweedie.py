@@ -15,9 +15,11 @@ so that the minimum is E[x | x_σ] although no clean image is seen. Below σ_n n
 - ``truncated`` samples from σ_max down to σ_n and gives D(x_{σ_n}, σ_n), a mean and so a smooth
   image; a measurement is restored by E[x | y] = D(y, σ_n), the same for every sample;
 - ``consistency`` extends D below σ_n: E[D(x_{σ''}, σ'') | x_{σ'}] = D(x_{σ'}, σ') along the
-  model's own reverse process from y, for σ'' < σ' ≤ σ_n. The squared difference is estimated
-  without bias by the product of the differences of two independent draws of x_{σ''}. Samples, and
-  restorations of y, go on to σ_min.
+  model's own reverse process from y, for σ'' < σ' ≤ σ_n. The squared mean difference is estimated
+  by the product of the differences of two independent draws of x_{σ''}, without bias for the
+  reverse process that is simulated. That one takes ancestral steps with the mean D in the place of
+  a draw: exact in the limit of small steps, with too little variance in few. So many lead from y
+  to σ', and several from σ' to σ''. Samples, and restorations of y, go on to σ_min.
 
 References:
     | Consistent Diffusion Meets Tweedie: Training Exact Ambient Diffusion Models with Noisy Data
@@ -45,13 +47,14 @@ from flowdiff.core import (
     Roles,
     RunContext,
     Trainable,
+    UserError,
     expand,
     probability_flow,
     randn,
 )
 
 from ._settings import PriorSettings
-from ._white_noise import check_prior, log_uniform, noise_levels, only_white_noise
+from ._white_noise import check_levels, check_prior, log_uniform, noise_levels, only_white_noise
 
 __all__ = ["AmbientTweedie"]
 
@@ -70,11 +73,11 @@ class AmbientTweedie(Method):
         )
         consistency: float = Field(1.0, gt=0, description="weight of the consistency loss")
         ratio: float = Field(
-            0.7, gt=0, lt=1, description="σ''/σ' of two levels that have to be consistent"
+            0.8, gt=0, lt=1, description="σ''/σ' of two levels that have to be consistent"
         )
-        reverse_steps: int = Field(
-            4, ge=1, description="reverse steps from y to σ', and to a restored image"
-        )
+        between: int = Field(8, ge=1, description="reverse steps from σ' to σ''")
+        reverse_steps: int = Field(24, ge=1, description="reverse steps from y to σ'")
+        restore_steps: int = Field(64, ge=1, description="reverse steps to a restored image")
         sampler_steps: int = Field(18, ge=1, description="Heun steps from σ_max to σ_n")
         updates: int = Field(2, ge=1, description="updates per step")
 
@@ -101,7 +104,14 @@ class AmbientTweedie(Method):
         assert isinstance(ctx.prior, DiffusionPrior)
         ctx.initialise_prior()
         self._sigma = noise_levels(ctx.observations)
-        log_uniform(self._sigma, ctx.prior.sigma_max, torch.Generator())
+        check_levels(self._sigma, ctx.prior.sigma_max, "prior.sigma_max")
+        least = ctx.prior.sigma_min / self.config.ratio
+        if self.config.variant == "consistency" and float(self._sigma.min()) <= least:
+            raise UserError(
+                f"method.variant=consistency: the noise of the measurements (σ from "
+                f"{float(self._sigma.min()):.3g}) has to be above prior.sigma_min/method.ratio, "
+                f"{least:.3g}; give a smaller prior.sigma_min, or take variant=truncated"
+            )
         updates = ctx.total_steps * self.config.updates
         self.trainables = {"prior": Trainable(ctx.prior, self.config.optim_prior, updates)}
 
@@ -122,7 +132,10 @@ class AmbientTweedie(Method):
             loss = above(ctx.prior, y, noise, generator).mean()
             figures["denoising"] = float(loss.detach())
             if self.config.variant == "consistency":
+                # Dropout would add its own variance to the square of a difference.
+                ctx.prior.eval()
                 extra = self._consistency(ctx.prior, y, noise, generator).mean()
+                ctx.prior.train()
                 figures["consistency"] = float(extra.detach())
                 loss = loss + self.config.consistency * extra
             figures["grad_prior"] = self.trainables["prior"].update(loss)
@@ -133,7 +146,7 @@ class AmbientTweedie(Method):
     def _consistency(
         self, prior: DiffusionPrior, y: Tensor, noise: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """An unbiased estimate of ‖D(x_σ') − E[D(x_σ'')]‖², by σ'^2, with shape (B,)."""
+        """‖D(x_σ') − E[D(x_σ'')]‖² by σ'^2, of one σ' for each image, with shape (B,)."""
         low = torch.full_like(noise, prior.sigma_min / self.config.ratio)
         sigma, width = log_uniform(low, float(noise.min()), generator)
         with torch.no_grad():
@@ -142,7 +155,8 @@ class AmbientTweedie(Method):
         below = self.config.ratio * sigma
         differences = []
         for _ in range(2):
-            step = _ancestral(x, here.detach(), sigma, below, generator)
+            with torch.no_grad():
+                step = reverse(prior, x, sigma, below, self.config.between, generator)
             differences.append((here - prior("denoise", step, below)).flatten(1))
         return (differences[0] * differences[1]).sum(1) * width / sigma**2
 
@@ -181,7 +195,7 @@ class AmbientTweedie(Method):
             return mean.expand(n, *mean.shape).clone()
         repeated, noise = observation.y.repeat(n, *[1] * len(ctx.space.shape)), noise.repeat(n)
         last = torch.full_like(noise, ctx.prior.sigma_min)
-        steps = 8 * self.config.reverse_steps
+        steps = self.config.restore_steps
         x = reverse(ctx.prior, repeated, noise, last, steps, generator)
         drawn: Tensor = ctx.prior("denoise", x, last)
         return drawn.unflatten(0, (n, len(observation)))

@@ -35,6 +35,8 @@ from flowdiff.core import (
     BuildContext,
     Method,
     Observation,
+    OptimConfig,
+    PartConfig,
     Prior,
     Roles,
     RunContext,
@@ -42,17 +44,21 @@ from flowdiff.core import (
     UserError,
 )
 
-from ._settings import JointSettings
-
 __all__ = ["AmbientFlow"]
 
 
 class AmbientFlow(Method):
     """Joint maximum likelihood of a flow prior and a flow posterior from measurements."""
 
-    class Config(JointSettings):
-        """Settings ``method.*``; rate and clipping are those of the posterior."""
+    class Config(PartConfig):
+        """Settings ``method.*``; prior and posterior are updated together."""
 
+        lr: float = Field(1e-3, gt=0, description="peak learning rate")
+        clip: float = Field(50.0, gt=0, description="gradient norm limit (the loss is in nats)")
+        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
+        final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rate")
+        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
+        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
         samples: int = Field(4, ge=1, description="M, importance samples of each measurement")
 
     roles = Roles(prior=True, posterior=True, density=True, prior_density=True)
@@ -73,7 +79,16 @@ class AmbientFlow(Method):
         ctx.initialise_prior()
         ctx.initialise_posterior()
         both = nn.ModuleDict({"prior": ctx.prior, "posterior": ctx.posterior})
-        self.trainables = {"both": Trainable(both, self.config.optim_posterior, ctx.total_steps)}
+        own = self.config
+        optim = OptimConfig(
+            lr=own.lr,
+            clip=own.clip,
+            warmup=own.warmup,
+            final_lr=own.final_lr,
+            ema=own.ema,
+            beta2=own.beta2,
+        )
+        self.trainables = {"both": Trainable(both, optim, ctx.total_steps)}
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         log_w = log_weights(ctx, batch.observation, self.config.samples, ctx.streams.get("flow"))

@@ -101,7 +101,6 @@ class SUREScore(WithSolver):
         generator = ctx.streams.get("sure")
         grown = ctx.step / max(self.config.ramp * ctx.total_steps, 1e-9)
         weight = self.config.weight * min(grown, 1.0)
-        ctx.prior.train()
         for _ in range(self.config.updates):
             chosen = torch.randint(
                 len(ctx.observations),
@@ -110,9 +109,12 @@ class SUREScore(WithSolver):
                 device=generator.device,
             ).to(ctx.device)
             y, noise = ctx.observations.y[chosen], self._sigma[chosen]
+            # Two masks of dropout would make a derivative of their difference.
+            ctx.prior.eval()
             risk, denoised = sure(ctx.prior, y, noise, generator, self.config.probe)
             loss = (risk / (2 * noise**2)).mean()
             matching = loss.new_zeros(())
+            ctx.prior.train()
             if weight > 0:
                 matching = score_matching(ctx.prior, denoised, generator).mean()
                 loss = loss + weight * matching

@@ -80,7 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, str]]
 @pytest.mark.parametrize(
     ("patience", "name", "calls"),
     [
-        (0, "_step", 4),
+        (0, "one_step", 4),
         (0, "forget_after", 0),
         (1, "_go_back", 0),
         (1, "forget_after", 0),

@@ -25,8 +25,9 @@ from flowdiff.core import (
     randn,
 )
 from flowdiff.core.assembly import factory_of
+from flowdiff.plugins.methods._white_noise import log_uniform
 from flowdiff.plugins.methods.ambient_diffusion import AmbientDiffusion
-from flowdiff.plugins.methods.ambient_tweedie import above, reverse
+from flowdiff.plugins.methods.ambient_tweedie import AmbientTweedie, above, reverse
 from flowdiff.plugins.methods.ambientflow import importance_bound, log_weights
 from flowdiff.plugins.methods.sure_score import score_matching, sure
 
@@ -128,6 +129,83 @@ def test_the_reverse_process_from_y_draws_from_the_posterior() -> None:
         one = torch.cov(torch.cat([a.flatten(1), b.flatten(1)], 1).mT)
         two = torch.cov(torch.cat([x.flatten(1), right.flatten(1)], 1).mT)
         assert torch.allclose(one, two, atol=0.06)
+
+
+def test_levels_stay_within_their_range() -> None:
+    """Rounding of exp(log σ) must not leave it: the loss takes the root of σ² − σ_n²."""
+    for low in (0.05, 0.1, 0.2, 0.3):
+        noise = torch.full((2000,), low)
+        for k in range(200):
+            sigma, _ = log_uniform(noise, 6.0, seed(k))
+            assert float(sigma.min()) >= float(noise[0]) and float(sigma.max()) <= 6.0
+
+
+class Mixture:
+    """E[x | x_σ] of ½ N(−1, .1²) + ½ N(1, .1²), and draws of x_σ'' given x_σ'."""
+
+    sigma_min, sigma_max = 0.02, 6.0
+
+    def __call__(self, call: str, x: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2
+        total = 0.01 + s
+        weight = torch.sigmoid(2 * x / total)
+        means = [m + 0.01 / total * (x - m) for m in (-1.0, 1.0)]
+        return (1 - weight) * means[0] + weight * means[1]
+
+
+@pytest.mark.parametrize(("level", "x"), [(0.5, 0.2), (0.5, 0.1), (0.3, 0.1)])
+def test_the_exact_denoiser_of_a_mixture_is_about_consistent(level: float, x: float) -> None:
+    """E[D(x_σ'')] is D(x_σ') up to the bias of the reverse steps, which is small by default."""
+    n, own, config = 100_000, Mixture(), AmbientTweedie.Config()
+    here, there = torch.full((n,), level), torch.full((n,), config.ratio * level)
+    start = torch.full((n, 1), x)
+    denoised = own("denoise", start, here)
+    exact = float(denoised[0])
+
+    def off(steps: int) -> float:
+        moved = reverse(own, start, here, there, steps, seed(1))  # type: ignore[arg-type]
+        return abs(float(own("denoise", moved, there).mean()) - exact)
+
+    assert off(config.between) < 0.05
+    # One step, with the mean in the place of a draw, is seen to be wrong.
+    assert off(1) > 0.1
+
+
+def test_restoration_keeps_the_posterior_s_variance_at_the_default_steps() -> None:
+    exact = Exact(truth())
+    steps = AmbientTweedie.Config().restore_steps
+    y = truth().sample(1, seed(1)).expand(8000, *SPACE.shape)
+    high, low = torch.full((8000,), NOISE), torch.full((8000,), 0.02)
+    with torch.no_grad():
+        drawn = reverse(exact, y, high, low, steps, seed(3))  # type: ignore[arg-type]
+    own = truth(torch.float64)
+    right = own.variances * NOISE**2 / (own.variances + NOISE**2)
+    found = own.analyse(drawn.double()).var(0)
+    assert float((found / right).min()) > 0.85 and float((found / right).max()) < 1.1
+
+
+def test_dropout_does_not_enter_stein_s_divergence(tmp_path: Any) -> None:
+    """Two masks would make their difference, by τ = 1e-3, a thousand times too large."""
+    import flowdiff
+
+    settings = {"data.n": 200, "train.steps": 3, "eval.metrics": [], "eval.bootstrap": 20}
+    norms = []
+    for dropout in (0.0, 0.2):
+        run = flowdiff.run(
+            method="sure_score",
+            op="gaussian_noise",
+            out=tmp_path / f"{dropout}",
+            settings={
+                **settings,
+                "prior.dropout": dropout,
+                "method.ramp": 1.0,
+                "train.log_every": 1,
+                "op.gaussian_noise.sigma": 0.5,
+                "eval.n_posterior": 2,
+            },
+        )
+        norms.append(run.folder.metrics()[0]["grad_prior"])
+    assert norms[1] < 3 * norms[0]
 
 
 def test_stein_s_estimate_is_the_true_risk() -> None:
