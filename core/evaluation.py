@@ -443,8 +443,12 @@ def _proximal(work: _Work, sets: Mapping[str, tuple[str, Tensor]]) -> dict[str, 
 
     Where the run asks for the classifier test; no clean image is needed for this one.
     """
-    classifier = work.session.metrics.get("c2st")
-    if classifier is None or "prior" not in sets:
+    session = work.session
+    # Without clean images there are no metrics, and this is what can be asked.
+    classifier = session.metrics.get("c2st") or (
+        session.classifier if work.clean is None else None
+    )
+    if classifier is None or "prior" not in sets or len(work.heldout) < classifier.at_least:
         return {}
     operator = work.session.context.operator
     seen = work.heldout.features().flatten(1).cpu()

@@ -7,12 +7,18 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import RunError, UserError
 
-__all__ = ["write_bytes", "write_json", "write_text"]
+__all__ = ["InUseError", "locked", "write_bytes", "write_json", "write_text"]
+
+
+class InUseError(UserError):
+    """Another process holds the folder."""
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -52,6 +58,33 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` of indented JSON; non-finite numbers are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process from writing to a folder; the lock dies with its process.
+
+    Raises:
+        InUseError: another process holds it.
+        UserError: the folder cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there the user must not start two
+        yield
+        return
+    try:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUseError(f"{folder} is in use by another flowdiff process") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

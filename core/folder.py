@@ -14,7 +14,7 @@ from typing import Any
 
 from .config import RunConfig, read_config, to_yaml
 from .errors import UserError
-from .files import write_text
+from .files import locked, write_text
 
 __all__ = ["RunFolder"]
 
@@ -185,25 +185,10 @@ class RunFolder:
         """Keeps a second process from writing to the run; the lock dies with its process.
 
         Raises:
-            UserError: another process holds it.
+            InUseError: another process holds it.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock; there the user must not start two
+        with locked(self.path):
             yield
-            return
-        try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{self.path} is in use by another flowdiff process") from error
-            yield
-        finally:
-            os.close(handle)
 
 
 def versions() -> dict[str, str]:

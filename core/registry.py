@@ -241,8 +241,11 @@ class Registry:
         matches = [record for record in self.records(kind) if record.name == name]
         session = [record for record in matches if record.package.name == SESSION]
         usable = session or [record for record in matches if record.usable]
-        bundled = [record for record in usable if record.package.name == BUNDLED]
-        usable = bundled or usable
+        if not session:
+            # Also where it lacks an extra: a name does not change its meaning by that.
+            usable = [r for r in matches if r.package.name == BUNDLED] or usable
+            if len(usable) == 1 and not usable[0].usable:
+                raise PluginError(_refusal(usable[0]))
         if len(usable) == 1:
             return usable[0]
         if usable:

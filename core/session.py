@@ -49,6 +49,7 @@ class Session:
         calls: network evaluations so far, counted.
         guard: state of the loop's divergence guard.
         watch: checks on measurements kept aside, where there are any.
+        classifier: a small two-sample test, for measurements; None where none is installed.
         best: the best check so far.
     """
 
@@ -63,6 +64,7 @@ class Session:
     calls: dict[str, int] = field(default_factory=dict)
     guard: dict[str, float] = field(default_factory=dict)
     watch: Watch | None = None
+    classifier: Metric | None = None
     best: Best = field(default_factory=Best)
 
     @property
@@ -180,6 +182,8 @@ class Session:
         assembly.method.setup(context)
         _check_taken(context.initial, config)
         session = cls(config, dataset, assembly, measurements, context, metrics, watch=watch)
+        if not isinstance(dataset, Dataset):
+            session.classifier = build_classifier(registry)
         if checkpoint is not None:
             session.restore(checkpoint)
         return session

@@ -2,15 +2,17 @@
 
 What a step costs differs by method, and what a run costs is not its steps alone: an E-step at the
 beginning of a lap, a calibration at the end. A pilot is a whole short training, made in memory, in
-which everything is counted. Two of them, of T₁ and T₂ steps, give a cost a + b T, and the budget
-the number of steps T = (budget − a)/b. Pilots are kept, and seeds share them.
+which everything is counted. Two of them, of whole laps (`Method.cycle`), give a cost of a + b for
+each further lap, and the budget the number of laps. Pilots are kept, and seeds share them.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowdiff.core.config import RunConfig
@@ -37,31 +39,39 @@ class Pilot:
         steps: of each, T₁ and T₂.
         network_calls: of each.
         seconds: of each.
+        cycle: steps of a lap.
     """
 
     steps: tuple[int, int]
     network_calls: tuple[int, int]
     seconds: tuple[float, float]
+    cycle: int = 1
 
     @classmethod
     def of(cls, config: RunConfig, registry: Registry, file: Path) -> Pilot:
         """Reads it, or makes it and writes it down."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(*(tuple(content[k]) for k in ("steps", "network_calls", "seconds")))
+            pairs = {k: tuple(content[k]) for k in ("steps", "network_calls", "seconds")}
+            return cls(**pairs, cycle=int(content["cycle"]))
         except (OSError, ValueError, KeyError):
             pass
+        file.parent.mkdir(exist_ok=True)
         cycle = registry.load("method", str(config.method["name"])).cycle(config.method)
-        first = max(cycle, -(-_SHORTEST // cycle) * cycle)
-        lengths = (first, first + max(cycle, _SHORTEST))
+        first = -(-_SHORTEST // cycle) * cycle
+        if cycle > 1:
+            # The first lap may begin in another way than the others.
+            first = max(first, 2 * cycle)
+        lengths = (first, first + max(cycle, -(-_SHORTEST // cycle) * cycle))
         costs = [_train(config, registry, steps) for steps in lengths]
         pilot = cls(
-            lengths, (costs[0][0], costs[1][0]), (round(costs[0][1], 3), round(costs[1][1], 3))
+            lengths,
+            (costs[0][0], costs[1][0]),
+            (round(costs[0][1], 3), round(costs[1][1], 3)),
+            cycle,
         )
-        file.parent.mkdir(exist_ok=True)
-        write_json(
-            file, {k: list(getattr(pilot, k)) for k in ("steps", "network_calls", "seconds")}
-        )
+        if min(b - a for a, b in (pilot.network_calls, pilot.seconds)) >= 0:
+            write_json(file, asdict(pilot))  # else so short a time was measured badly
         return pilot
 
     def steps_for(self, budget: Budget) -> int:
@@ -76,10 +86,11 @@ class Pilot:
             what = str(budget.kind).replace("_", " ")
             raise UserError(f"budget: more steps take no more {what} here, so give steps instead")
         steps = int((budget.amount - (costs[0] - slope * self.steps[0])) / slope)
+        steps = steps // self.cycle * self.cycle
         if steps < 1:
             raise UserError(
-                f"budget: {budget} are not enough for one step ({costs[0]:g} for "
-                f"{self.steps[0]} steps)"
+                f"budget: {budget} are not enough for one step, or one lap of an EM ({costs[0]:g} "
+                f"for {self.steps[0]} steps)"
             )
         return steps
 
@@ -102,7 +113,24 @@ def steps_within(budget: Budget, config: RunConfig, registry: Registry, file: Pa
         return None
     if budget.steps is not None:
         return budget.steps
-    return Pilot.of(config, registry, file).steps_for(budget)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # One at a time: what is timed beside another pilot would say more than the truth, and seeds
+    # of one method are to have equal numbers of steps.
+    with waiting_for(file.with_suffix(".lock")):
+        return Pilot.of(config, registry, file).steps_for(budget)
+
+
+@contextmanager
+def waiting_for(file: Path) -> Iterator[None]:
+    """Holds a lock file, once nobody else does."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock: seeds may make pilots of their own there
+        yield
+        return
+    with file.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _train(config: RunConfig, registry: Registry, steps: int) -> tuple[int, float]:

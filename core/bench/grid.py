@@ -52,7 +52,11 @@ def _as_entry(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Choice = Annotated[Entry, BeforeValidator(_as_entry)]
+
+_SHARED = ("op", "data")
+"""Scopes of settings that decide the measurements."""
 
 BudgetKind = Literal["steps", "seconds", "network_calls"]
 
@@ -67,8 +71,8 @@ class Budget(_Strict):
     """
 
     steps: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, gt=0)
-    network_calls: float | None = Field(default=None, gt=0)
+    seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    network_calls: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @property
     def kind(self) -> BudgetKind | None:
@@ -109,7 +113,7 @@ class Grid(_Strict):
     posteriors: tuple[Choice, ...] = ()
     operators: tuple[Choice, ...] = Field(min_length=1)
     data: tuple[Choice, ...] = (Entry(name="digits"),)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     budget: Budget = Budget()
     preset: Literal["quick", "standard", "large"] = "standard"
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -160,6 +164,14 @@ class Grid(_Strict):
         for entry in self.operators:
             for part in entry.name.split("+"):
                 registry.find("operator", part.strip())
+        for axis in ("methods", "priors", "posteriors"):
+            for entry in getattr(self, axis):
+                wrong = next((k for k in entry.settings if k.partition(".")[0] in _SHARED), None)
+                if wrong is not None:
+                    raise UserError(
+                        f"{axis}: {entry.title}: {wrong} would give it measurements of its own; "
+                        "set it for an operator, for data, or for the whole grid"
+                    )
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError("seeds: one of them is there twice")
 
@@ -234,7 +246,7 @@ class Cell:
             dict(content["common"]),
         )
 
-    def command(self, steps: int | None) -> str:
+    def command(self, steps: int | None, threads: int = 1) -> str:
         """What to type for this run alone."""
         import shlex
 
@@ -242,6 +254,7 @@ class Cell:
         words += [] if self.prior is None else ["--prior", self.prior.name]
         words += [] if self.posterior is None else ["--posterior", self.posterior.name]
         words += ["--op", self.operator.name, "--data", self.data.name, "--seed", str(self.seed)]
+        words += [] if threads == 1 else ["--threads", str(threads)]
         words += [] if self.preset == "standard" else ["--preset", self.preset]
         settings = self.settings | ({} if steps is None else {"train.steps": steps})
         for key, value in settings.items():

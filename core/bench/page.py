@@ -15,7 +15,19 @@ from flowdiff.core.pictures import contact_sheet, encode_png
 from flowdiff.core.report.page import read_figures
 from flowdiff.core.space import ImageSpace
 
-from .table import PRICED, Column, Row, Table, digits, has, over_seeds, price_of_corruption, shown
+from .table import (
+    PRICED,
+    UNTRAINED,
+    Column,
+    Row,
+    Table,
+    digits,
+    has,
+    over_seeds,
+    paired_difference,
+    price_of_corruption,
+    shown,
+)
 
 if TYPE_CHECKING:
     from .study import Study
@@ -40,6 +52,7 @@ class _Line:
         best: columns in which no other method without clean images is better.
         prices: shown, by distance.
         spent: seconds and network evaluations, means.
+        gains: difference to the untrained Gaussian with Student's interval over seeds, by column.
         control: whether it saw clean images.
     """
 
@@ -49,6 +62,7 @@ class _Line:
     best: set[str]
     prices: dict[str, str]
     spent: str
+    gains: dict[str, str]
     control: bool
 
 
@@ -91,8 +105,10 @@ def _place(study: Study, table: Table, place: tuple[str, str]) -> dict[str, Any]
     methods = [(who, rows) for who, rows in table.methods(place) if any(r.figures for r in rows)]
     columns = [c for c in table.columns() if any(has(rows, c.key) for _, rows in methods)]
     best = {c.key: _best(c, [rows for _, rows in methods]) for c in columns}
-    oracle = table.oracle(place)
-    lines = [_line(who, rows, columns, best, oracle) for who, rows in methods]
+    lines = [
+        _line(who, rows, columns, best, table.oracle(place, who[1]), table.untrained(place))
+        for who, rows in methods
+    ]
     return {
         "title": f"{place[0]}, {place[1]}",
         "columns": columns,
@@ -112,6 +128,7 @@ def _line(
     columns: Sequence[Column],
     best: dict[str, float | None],
     oracle: Sequence[Row],
+    untrained: Sequence[Row],
 ) -> _Line:
     figures, leads = {}, set()
     for column in columns:
@@ -135,6 +152,12 @@ def _line(
         leads,
         prices,
         f"{seconds:,.0f} s, {calls:,.0f}",
+        {
+            column.key: f"{digits(found['mean'])} ({digits(found['low'])}…{digits(found['high'])})"
+            for column in columns
+            if rows[0].cell.method.name != UNTRAINED
+            and (found := paired_difference(rows, untrained, column.key))
+        },
         any(row.clean_images for row in ended),
     )
 
@@ -168,7 +191,10 @@ def _pictures(
     """Of the first seed: truth and measurements once, then each method's own."""
     found: list[dict[str, Any]] = []
     for who, rows in methods:
-        row = next(row for row in rows if row.figures)
+        # Of the first seed of the grid, or not at all: other seeds have other measurements.
+        row = next((r for r in rows if r.figures and r.cell.seed == study.grid.seeds[0]), None)
+        if row is None:
+            continue
         folder = study.folder(row.cell) / "run"
         summary = study.summary(row.cell)
         assert summary is not None

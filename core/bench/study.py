@@ -17,19 +17,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flowdiff.core.errors import UserError
-from flowdiff.core.files import write_json, write_text
+from flowdiff.core.files import locked, write_json, write_text
 from flowdiff.core.launcher import Job, Outcome
 from flowdiff.core.registry import Registry
 
 from .grid import Cell, Grid, read_grid
 
 __all__ = ["CellResult", "Study"]
+
+BUSY = 75
+"""Exit code of a cell whose run another process still holds: it is tried again next time."""
 
 Status = Literal["finished", "refused", "failed", "killed", "pending"]
 
@@ -104,18 +108,33 @@ class Study:
         """How a cell ended."""
         try:
             content = json.loads((self.folder(cell) / "result.json").read_text(encoding="utf-8"))
-            return CellResult(**content)
+            result = CellResult(**content)
+            if result.status == "finished" and not self._summary(cell).is_file():
+                return CellResult("pending", "its run folder is gone")
+            return result
         except (OSError, ValueError, TypeError):
             # Not there, or a kill in the middle of an older flowdiff: it is run again.
             return CellResult("pending")
 
     def summary(self, cell: Cell) -> dict[str, Any] | None:
-        """The summary.json of a cell's run; None where it has not finished."""
+        """The summary.json of a cell's run; None where it has not finished, or is gone."""
         if self.result(cell).status != "finished":
             return None
-        file = self.folder(cell) / "run" / "summary.json"
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(self._summary(cell).read_text(encoding="utf-8"))
         return content
+
+    def _summary(self, cell: Cell) -> Path:
+        return self.folder(cell) / "run" / "summary.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder: two commands at once would give each other's cells up for lost.
+
+        Raises:
+            UserError: another process works on it.
+        """
+        with locked(self.path):
+            yield
 
     def record(self, cell: Cell, result: CellResult) -> None:
         """Writes how a cell ended."""
@@ -147,6 +166,7 @@ class Study:
             str(self.path.resolve()),
             str(folder.resolve()),
             str(threads),
+            str(os.getpid()),
         )
         environment = {
             "OMP_NUM_THREADS": str(threads),
@@ -163,7 +183,7 @@ class Study:
         A job that was stopped saved its state, and its cell is pending.
         """
         result = self.result(cell)
-        if result.status != "pending" or outcome.code == 130:
+        if result.status != "pending" or outcome.code in (130, BUSY):
             return result
         reason = outcome.reason or _reason(outcome.code, self.folder(cell) / "log.txt")
         status: Status = "killed" if outcome.code is None or outcome.code < 0 else "failed"

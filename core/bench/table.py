@@ -1,8 +1,9 @@
 """What a benchmark found: a row for each cell, and for each method over its seeds.
 
-Figures are those of each run's own summary.json. Over seeds a row has the mean and the range; two
-methods are compared seed by seed, since they learned from the same measurements, with Student's
-interval of the mean difference, which is wide where there are few seeds.
+Figures are those of each run's own summary.json. Over seeds a row has the mean and the range; a
+method is compared with the untrained Gaussian seed by seed, since both learned from the same
+measurements, with Student's interval of the mean difference, which is wide where there are few
+seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .grid import Cell
@@ -68,6 +69,7 @@ class Row:
         figures: value, low and high by column; those that the cell has.
         digest: of its measurements.
         clean_images: that its training has seen.
+        floors: what a second set of clean images has, by column.
     """
 
     cell: Cell
@@ -75,6 +77,7 @@ class Row:
     figures: Mapping[str, Mapping[str, float]]
     digest: str = ""
     clean_images: int = 0
+    floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -97,16 +100,6 @@ class Table:
     def __init__(self, study: Study) -> None:
         self.rows = [_row(study, cell) for cell in study.cells]
         self.budget = str(study.grid.budget)
-        self._check_measurements()
-
-    def _check_measurements(self) -> None:
-        """Rows of one data set, operator and seed have learned from the same measurements."""
-        seen: dict[tuple[Any, ...], str] = {}
-        for row in self.rows:
-            if row.digest:
-                key = (*row.place, row.cell.seed)
-                if seen.setdefault(key, row.digest) != row.digest:
-                    raise AssertionError(f"{key}: two rows have other measurements")
 
     def places(self) -> list[tuple[str, str]]:
         """Every data set and operator."""
@@ -142,7 +135,7 @@ class Table:
     def _method_json(
         self, place: tuple[str, str], who: tuple[str, str, str], rows: Sequence[Row]
     ) -> dict[str, Any]:
-        oracle = self.oracle(place)
+        oracle = self.oracle(place, who[1])
         return {
             "data": place[0],
             "operator": place[1],
@@ -151,16 +144,28 @@ class Table:
             "posterior": who[2],
             "seeds": len([row for row in rows if row.figures]),
             "figures": {c.key: over_seeds(rows, c.key) for c in COLUMNS if has(rows, c.key)},
+            "minus_untrained": {
+                c.key: found
+                for c in COLUMNS
+                if (found := paired_difference(rows, self.untrained(place), c.key))
+            },
             "price_of_corruption": {
                 key: price for key in PRICED if (price := price_of_corruption(rows, oracle, key))
             },
         }
 
-    def oracle(self, place: tuple[str, str]) -> list[Row]:
-        """The rows of the method oracle in a place."""
+    def oracle(self, place: tuple[str, str], prior: str) -> list[Row]:
+        """The rows of the method oracle in a place, with that prior."""
+        names = ("oracle", "flowdiff:oracle")
         return [
-            row for row in self.rows if row.place == place and row.cell.method.name == "oracle"
+            row
+            for row in self.rows
+            if row.place == place and row.cell.method.name in names and row.who[1] == prior
         ]
+
+    def untrained(self, place: tuple[str, str]) -> list[Row]:
+        """The rows of the untrained Gaussian in a place."""
+        return [r for r in self.rows if r.place == place and r.cell.method.name == UNTRAINED]
 
     def to_csv(self) -> str:
         """A line for each cell."""
@@ -236,6 +241,8 @@ class Table:
         return ["data", "operator", "method", "seeds", *(c.title for c in columns), ""], rows
 
 
+UNTRAINED = "gaussian_fit"
+"""The method that every other is compared with, seed by seed."""
 PRICED = ("prior.sliced_wasserstein", "prior.mmd")
 """Distances, of which the price of corruption is a ratio."""
 SHORT = ("prior.c2st", "prior.density", "prior.coverage", "posterior.c2st", "psnr", "crps", "chi2")
@@ -285,9 +292,10 @@ def price_of_corruption(
 ) -> dict[str, float] | None:
     """distance(learned)/distance(oracle), mean and range over the seeds that both have.
 
-    None where the oracle's distance is at its floor: its interval reaches 0, and a ratio to it
-    would be one to noise.
+    None where the oracle's distance is at its floor: its interval reaches that of a second set of
+    clean images, or 0, and a ratio to it would be one to noise.
     """
+    floor = {row.cell.seed: row.floors.get(key) for row in oracle}
     clean = {row.cell.seed: row.figures[key] for row in oracle if key in row.figures}
     ratios = []
     for row in rows:
@@ -295,7 +303,8 @@ def price_of_corruption(
         best = clean.get(row.cell.seed)
         if figure is None or best is None:
             continue
-        if best["low"] <= 0:
+        lowest = floor[row.cell.seed]
+        if best["low"] <= max(0.0, 0.0 if lowest is None else lowest["high"]):
             return None
         ratios.append(figure["value"] / best["value"])
     if not ratios:
@@ -332,6 +341,12 @@ def _row(study: Study, cell: Cell) -> Row:
         dict(_figures(summary)),
         summary["measurements"]["digest"],
         summary["clean_images_used"],
+        {
+            f"prior.{metric}": {k: float(figure[k]) for k in ("value", "low", "high")}
+            for row in summary["rows"]
+            if row["name"] == "second_split"
+            for metric, figure in row["figures"].items()
+        },
     )
 
 

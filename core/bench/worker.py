@@ -24,8 +24,8 @@ from typing import Any
 from flowdiff.core.api import Run
 from flowdiff.core.assembly import Assembly, build_dataset
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
-from flowdiff.core.errors import FlowdiffError, PluginError, RunError, UserError
-from flowdiff.core.files import write_json
+from flowdiff.core.errors import FlowdiffError, PluginError, UserError
+from flowdiff.core.files import InUseError, write_json
 from flowdiff.core.folder import RunFolder
 from flowdiff.core.loop import InterruptedRunError
 from flowdiff.core.noise_level import with_estimates
@@ -35,7 +35,7 @@ from flowdiff.core.session import measurements_of
 
 from .budget import steps_within
 from .grid import Cell, read_grid
-from .study import CellResult
+from .study import BUSY, CellResult
 
 __all__ = ["config_of", "main"]
 
@@ -57,11 +57,8 @@ def config_of(cell: Cell, threads: int, registry: Registry) -> RunConfig:
     # A manifest need not say what its method uses; the class does.
     prior = cell.prior if roles.prior else None
     posterior = cell.posterior if roles.posterior else None
-    settings = {
-        key: value
-        for key, value in cell.settings.items()
-        if getattr(roles, key.partition(".")[0], True)
-    }
+    uses = {"prior": roles.prior, "posterior": roles.posterior}
+    settings = {k: v for k, v in cell.settings.items() if uses.get(k.partition(".")[0], True)}
     request = Request(
         method=cell.method.name,
         prior=None if prior is None else prior.name,
@@ -80,14 +77,18 @@ def main(arguments: list[str]) -> int:
     """Runs a cell, or checks some; the exit code."""
     if arguments == ["--check"]:
         return _check()
-    study, folder, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
-    _end_with_the_parent()
+    study, folder = Path(arguments[0]), Path(arguments[1])
+    threads, parent = int(arguments[2]), int(arguments[3])
+    _end_with(parent)
     cell = Cell.from_json(json.loads((folder / "cell.json").read_text(encoding="utf-8")))
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {cell.id}", flush=True)
     try:
         result = _run(study, folder, cell, threads)
     except (InterruptedRunError, KeyboardInterrupt):
         return 130
+    except InUseError as error:
+        print(error)
+        return BUSY
     except Exception as error:  # noqa: BLE001  (a stranger's part may raise anything: it is a row)
         traceback.print_exc()
         expected = isinstance(error, FlowdiffError)
@@ -187,19 +188,28 @@ def _check() -> int:
         else:
             try:
                 _fits(config, registry)
-            except (UserError, PluginError, RunError) as error:
+            except FlowdiffError as error:
                 answer["refused"] = str(error)
+            except Exception as error:  # noqa: BLE001  (a stranger's part: its rows say so)
+                answer["refused"] = " ".join(f"{type(error).__name__}: {error}".split())
         print(json.dumps(answer), flush=True)
     return 0
 
 
-def _end_with_the_parent() -> None:
-    """Saves and leaves where the process that started this one is gone."""
-    parent = os.getppid()
+def _end_with(parent: int) -> None:
+    """Saves and leaves where the process that started this one is gone.
+
+    Args:
+        parent: the command's process. On a cluster it is another one that started this, on
+            another machine perhaps, and then that one is meant.
+    """
+    own = os.getppid()
+    if own != parent and own == 1:
+        sys.exit(130)  # it was gone before this one could look
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2.0)
+        while os.getppid() == own:
+            time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

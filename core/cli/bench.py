@@ -102,12 +102,19 @@ def bench(
     if dry_run and asked is not None:
         _plan(Study(folder, asked, get_registry()), as_json)
         return
-    study = Study.open(folder, asked, get_registry())
+    registry = get_registry()
+    if asked is not None and not (folder / "grid.yaml").is_file():
+        # Before anything is written: what is misspelt leaves no folder behind.
+        _checked(list(asked.cells(registry)))
+    study = Study.open(folder, asked, registry)
     if dry_run:
         _plan(study, as_json)
         return
-    _run(study, place, threads, retry)
-    _finish(study, as_json)
+    with study.locked():
+        _run(study, place, threads, retry)
+        _finish(study, as_json)
+    if not any(study.result(cell).status == "finished" for cell in study.cells):
+        raise typer.Exit(1)
 
 
 def _grid(
@@ -149,11 +156,11 @@ def _grid(
         )
     content: dict[str, Any] = {name: value for name, value in options.items() if value}
     if given == ["operators"]:
-        content = STANDARD | {"operators": [*content["operators"], *STANDARD["operators"]]}
-        names = [e if isinstance(e, str) else e["name"] for e in content["operators"]]
-        content["operators"] = [
-            e for i, e in enumerate(content["operators"]) if names[i] not in names[:i]
-        ]
+        own = list(content["operators"])
+        theirs = [e for e in STANDARD["operators"] if e["name"] not in own]
+        # A bundled one that is asked for by name comes with the suite's settings.
+        named = {e["name"]: e for e in STANDARD["operators"]}
+        content = STANDARD | {"operators": [*(named.get(n, n) for n in own), *theirs]}
     for name, flag in (("methods", "--method"), ("operators", "--op")):
         if name not in content:
             raise UserError(f"{flag}: name one or more; a grid needs methods and operators")
@@ -206,8 +213,12 @@ def _amount(text: str, whole: str) -> float | int:
 
 def _name(grid: Grid) -> str:
     """A folder's name for a grid that was given none."""
+    import hashlib
+    import re
+
     words = [*(e.title for e in grid.data), *(e.title for e in grid.operators)]
-    return "-".join(words).replace("+", "-").replace(":", "-")[:80]
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", "-".join(words)).strip("-")[:60]
+    return f"{readable}-{hashlib.sha256(grid.to_yaml().encode()).hexdigest()[:6]}"
 
 
 def _launcher(name: str, settings: list[str]) -> Launcher:

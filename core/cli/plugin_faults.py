@@ -40,5 +40,7 @@ def _folders() -> dict[Path, str]:
         top = record.target.partition(":")[0].partition(".")[0]
         file = getattr(sys.modules.get(top), "__file__", None)
         if record.package.name != BUNDLED and file is not None:
-            found[Path(file).parent] = str(record.package)
+            # A module that is no package lies among other people's.
+            alone = Path(file).name != "__init__.py"
+            found[Path(file) if alone else Path(file).parent] = str(record.package)
     return found

@@ -43,6 +43,8 @@ class DaskLauncher(Launcher):
         try:
             client = Client(cluster or own.scheduler, timeout=own.timeout)
         except (OSError, ValueError) as error:
+            if cluster is not None:
+                cluster.close()
             raise UserError(f"launcher dask: no scheduler at {own.scheduler}: {error}") from error
         with client:
             # A job is no pure function of its command: it goes on where it was stopped.

@@ -26,12 +26,14 @@ class LocalLauncher(Launcher):
     class Config(PartConfig):
         """Settings of the launcher."""
 
-        workers: int = Field(0, ge=0, description="jobs at a time; 0 for one to each processor")
+        workers: int = Field(
+            0, ge=0, description="jobs at a time; 0 for as many as the processors have threads for"
+        )
 
     config: Config
 
     def run(self, jobs: Sequence[Job], ended: Callable[[Job, Outcome], None]) -> None:
-        room = self.config.workers or len(os.sched_getaffinity(0))
+        room = self.config.workers or _room(jobs)
         waiting = list(jobs)
         running: dict[subprocess.Popen[bytes], Job] = {}
         try:
@@ -48,6 +50,15 @@ class LocalLauncher(Launcher):
                     time.sleep(_POLL)
         finally:
             _stop(list(running))
+
+
+def _room(jobs: Sequence[Job]) -> int:
+    """Jobs that run at once without waiting for each other's threads."""
+    here = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    threads = max((int(job.environment.get("OMP_NUM_THREADS", 1)) for job in jobs), default=1)
+    return max(len(here) // threads, 1)
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:

@@ -45,6 +45,10 @@ class EnergyDistance(Metric):
     better: ClassVar[Literal["lower", "higher"]] = "lower"
     ideal: ClassVar[float] = 0.0
 
+    @property
+    def at_least(self) -> int:
+        return 8  # fewer, and a resample may be one image only
+
     def __call__(
         self, samples: Tensor, reference: Tensor, generator: torch.Generator
     ) -> MetricValue:

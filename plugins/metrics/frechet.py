@@ -5,9 +5,10 @@ r"""The Fréchet distance of two Gaussians, fitted to the leading principal comp
 
 The features are the projections on the `components` leading principal components of the reference
 images, in the units of the image space: no network, no weights, the same for everyone who has the
-data. It is the squared Wasserstein-2 distance of the two Gaussians, and *by construction* sees
-means and covariances only: a Gaussian with the data's own moments scores like the data. The
-estimate is biased upwards, by more with fewer images: compare sets of equal size.
+data. What is outside of those components it does not see. It is the squared Wasserstein-2 distance
+of the two Gaussians, and *by construction* sees means and covariances only: a Gaussian with the
+data's own moments scores like the data. The estimate is biased upwards, by more with fewer images:
+compare sets of equal size.
 
 With Inception features it is the FID. Those need weights that are not part of this package.
 
