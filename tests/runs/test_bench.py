@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,12 @@ def test_a_grid_is_planned_without_torch(tmp_path: Path) -> None:
         ({"budget": {"steps": 1, "seconds": 2}}, "budget takes one of steps, seconds"),
         ({"budget": {"step": 1}}, "did you mean 'steps'?"),
         ({"budget": {"steps": 0}}, "budget.steps"),
+        ({"budget": {"network_calls": float("inf")}}, "budget.network_calls"),
+        ({"seeds": [True]}, "seeds.0"),
+        (
+            {"methods": [{"name": "oracle", "settings": {"op.gaussian_noise.sigma": 0.1}}]},
+            "op.gaussian_noise.sigma would give it measurements of its own",
+        ),
     ],
 )
 def test_a_wrong_grid_is_one_line(changes: dict[str, Any], words: str) -> None:
@@ -145,10 +152,57 @@ def test_a_budget_buys_what_two_pilots_say() -> None:
     assert pilot.steps_for(Budget(network_calls=400 + 30 * 250)) == 250
     assert pilot.steps_for(Budget(network_calls=400 + 30 * 250 - 1)) == 249
     assert pilot.steps_for(Budget(seconds=10.501)) == 1000
+    # Of an EM whole laps: 100 calls an E-step and 10 a step, 20 steps a lap.
+    laps = Pilot((40, 60), (600, 900), (0.1, 0.2), cycle=20)
+    assert laps.steps_for(Budget(network_calls=1500)) == 100
+    assert laps.steps_for(Budget(network_calls=1499)) == 80
     with pytest.raises(UserError, match="not enough for one step"):
         pilot.steps_for(Budget(network_calls=300))
     with pytest.raises(UserError, match="give steps instead"):
         Pilot((20, 60), (0, 0), (0.1, 0.2)).steps_for(Budget(network_calls=300))
+
+
+def test_the_oracle_of_a_price_has_the_same_prior_and_is_above_its_floor(tmp_path: Path) -> None:
+    content = SMALL | {"methods": ["flowdiff", "oracle"], "priors": ["edm", "ddpm"], "seeds": [0]}
+    table = Table(Study.open(tmp_path / "b", grid_of(content, "here"), get_registry()))
+    place = table.places()[0]
+    for prior in ("edm", "ddpm"):
+        assert [row.who[:2] for row in table.oracle(place, prior)] == [("oracle", prior)]
+    learned, oracle = rows({0: 0.3}, "prior.mmd"), rows({0: 0.1}, "prior.mmd")
+    assert price_of_corruption(learned, oracle, "prior.mmd") is not None
+    floor = {"prior.mmd": {"value": 0.09, "low": 0.08, "high": 0.095}}
+    assert price_of_corruption(learned, [replace(oracle[0], floors=floor)], "prior.mmd") is None
+
+
+def test_what_is_misspelt_leaves_nothing_behind(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["bench", "--method", "gaussian_fit", "--op", "gaussian_noise", "--set", "data.nn=9"]
+    code, _, errors = run_cli(*words)
+    assert code == 2 and "did you mean" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_benchmark_of_which_nothing_finishes_leaves_with_1(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    words = ["bench", "--method", "ambient_diffusion", "--op", "gaussian_noise"]
+    code, out, errors = run_cli(*words, "--out", str(tmp_path / "b"))
+    assert code == 1 and "refused" in out and "Traceback" not in errors
+
+
+def test_two_at_once_in_one_folder_are_refused(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "b", grid_of(SMALL, "here"), get_registry())
+    with study.locked(), pytest.raises(UserError, match="in use by another"), study.locked():
+        pass
+
+
+def test_a_cell_whose_run_is_gone_is_run_again(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "b", grid_of(SMALL, "here"), get_registry())
+    study.record(study.cells[0], CellResult("finished"))
+    assert study.result(study.cells[0]).status == "pending"
+    assert study.cells[0] in study.waiting()
 
 
 def rows(values: dict[int, float], key: str = "psnr", method: str = "flowdiff") -> list[Row]:
@@ -312,7 +366,8 @@ def test_a_cell_that_fails_is_a_row_and_stops_no_other(
     plugin_packages.add(
         "kfailing",
         "components:\n  - {kind: method, name: failing, target: 'kfailing.m:Failing', "
-        "summary: Fails}\n",
+        "summary: Fails}\n  - {kind: method, name: unmade, target: 'kfailing.m:Unmade', "
+        "summary: Fails at once}\n",
         {
             "m.py": (
                 "from flowdiff.core import Method, Roles\n"
@@ -321,14 +376,17 @@ def test_a_cell_that_fails_is_a_row_and_stops_no_other(
                 "    artifacts = frozenset()\n"
                 "    def setup(self, ctx): pass\n"
                 "    def step(self, batch, ctx): raise ZeroDivisionError('by zero')\n"
+                "class Unmade(Failing):\n"
+                "    def __init__(self, config): raise KeyError('made')\n"
             )
         },
     )
-    content = SMALL | {"methods": ["failing", "gaussian_fit"], "seeds": [0]}
+    content = SMALL | {"methods": ["failing", "unmade", "gaussian_fit"], "seeds": [0]}
     content |= {"budget": {"steps": 3}}
     found = bench(tmp_path / "failing", content=content)
     states = {c["method"]: (c["status"], c["reason"]) for c in found["cells"]}
     assert states["failing"] == ("failed", "ZeroDivisionError: by zero")
+    assert states["unmade"] == ("refused", "KeyError: 'made'")
     assert states["gaussian_fit"][0] == "finished"
 
 
