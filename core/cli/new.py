@@ -17,7 +17,7 @@ def new_package(
         typer.Option(
             metavar="K",
             help="operator, noise, posterior, prior, network, method, solver, dataset, metric, "
-            "kernel or logger.",
+            "launcher, kernel or logger.",
         ),
     ],
     name: Annotated[str, typer.Option(metavar="NAME", help="Of the component, such as vignette.")],

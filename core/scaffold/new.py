@@ -71,6 +71,11 @@ _KINDS = {
         "",
         "flowdiff run --preset quick --set eval.metrics=[{name}]",
     ),
+    "launcher": _Kind(
+        "Runs of a benchmark one after another",
+        "",
+        "flowdiff bench --method gaussian_fit --op gaussian_noise --launcher {name}",
+    ),
     "kernel": _Kind(
         "ActNorm in one pass",
         "",

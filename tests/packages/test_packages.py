@@ -97,6 +97,15 @@ def test_a_begun_kernel_computes(environment: Environment, tmp_path: Path) -> No
     assert not summary["kernels"]["problems"]
 
 
+def test_a_begun_launcher_runs_a_benchmark(environment: Environment, tmp_path: Path) -> None:
+    grid = ["--method", "gaussian_fit", "--op", "gaussian_noise", "--data", "gaussian"]
+    small = ["--set", "data.shape=[1,4,4]", "--set", "data.n=40", "--set", "eval.metrics=[mmd]"]
+    place = ["--launcher", "my_launcher", "--launcher-set", "pause=0.1"]
+    environment.flowdiff("bench", *grid, *small, *place, "--out", str(tmp_path / "b"))
+    found = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert [cell["status"] for cell in found["cells"]] == ["finished"]
+
+
 @pytest.mark.parametrize("which", TOGETHER)
 def test_what_was_just_begun_runs(which: str, environment: Environment, tmp_path: Path) -> None:
     environment.flowdiff(*run_with(TOGETHER[which], tmp_path / "run"))
