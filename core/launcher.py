@@ -75,21 +75,34 @@ class Launcher(Part, ABC):
         """
 
 
-def run_job(job: Job) -> Outcome:
-    """Runs a job here and waits for it: what a place does with it."""
+def run_job(job: Job, stop: Path | None = None) -> Outcome:
+    """Runs a job here and waits for it: what a place does with it.
+
+    Args:
+        job: what to run.
+        stop: a file; once it is there, the job is asked to save and stop (SIGTERM).
+    """
     import os
     import subprocess
+    import time
 
+    if stop is not None and stop.exists():
+        return Outcome(130, "it was not begun")
     try:
         with job.log.open("a", encoding="utf-8") as log:
-            done = subprocess.run(  # noqa: S603  (the command is ours)
+            process = subprocess.Popen(  # noqa: S603  (the command is ours)
                 job.command,
                 env={**os.environ, **job.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                check=False,
             )
     except OSError as error:
         return Outcome(None, f"it could not be started: {error.strerror}")
-    return Outcome(done.returncode)
+    asked = False
+    while process.poll() is None:
+        if not asked and stop is not None and stop.exists():
+            process.terminate()
+            asked = True
+        time.sleep(0.1)
+    return Outcome(process.returncode)

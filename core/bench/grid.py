@@ -139,10 +139,11 @@ class Grid(_Strict):
             uses = _uses(registry, method.name)
             common = self.settings
             if uses is not None:
+                unused = {"prior", "posterior"} - uses
+                _check_own(method, unused)
                 prior = prior if "prior" in uses else None
                 posterior = posterior if "posterior" in uses else None
                 # Of a part that the method does not use there is nothing to set.
-                unused = {"prior", "posterior"} - uses
                 common = {k: v for k, v in common.items() if k.partition(".")[0] not in unused}
             cell = Cell(method, prior, posterior, op, data, seed, self.preset, common)
             if cell.key not in seen:
@@ -303,6 +304,16 @@ def grid_of(content: object, where: str) -> Grid:
         elif first["type"] == "missing":
             message = "it is missing"
         raise UserError(f"{where}: {field_}: {message}") from error
+
+
+def _check_own(method: Entry, unused: set[str]) -> None:
+    """Refuses settings of a part that a method's own entry gives, and that it does not use."""
+    for key in method.settings:
+        scope = key.partition(".")[0]
+        if scope in unused:
+            raise UserError(
+                f"methods: {method.title} uses no {scope}, so {key} cannot be set for it"
+            )
 
 
 def _check_titles(axis: str, entries: tuple[Entry, ...]) -> None:

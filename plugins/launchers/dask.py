@@ -14,6 +14,9 @@ from flowdiff.core import Job, Launcher, Outcome, PartConfig, UserError, run_job
 
 __all__ = ["DaskLauncher"]
 
+_PATIENCE = 60.0
+"""Seconds that jobs have to save and stop."""
+
 
 class DaskLauncher(Launcher):
     """A task for each job, each in a process of its own on the worker."""
@@ -32,7 +35,9 @@ class DaskLauncher(Launcher):
     config: Config
 
     def run(self, jobs: Sequence[Job], ended: Callable[[Job, Outcome], None]) -> None:
-        from distributed import Client, LocalCluster, as_completed
+        if not jobs:
+            return
+        from distributed import Client, LocalCluster, as_completed, wait
 
         own = self.config
         cluster = None
@@ -46,10 +51,14 @@ class DaskLauncher(Launcher):
             if cluster is not None:
                 cluster.close()
             raise UserError(f"launcher dask: no scheduler at {own.scheduler}: {error}") from error
+        stop = jobs[0].log.parent / ".stop"
+        stop.unlink(missing_ok=True)
         with client:
             # A job is no pure function of its command: it goes on where it was stopped.
             futures = {
-                client.submit(run_job, job, key=f"{job.name}-{index}", pure=False, retries=0): job
+                client.submit(
+                    run_job, job, stop, key=f"{job.name}-{index}", pure=False, retries=0
+                ): job
                 for index, job in enumerate(jobs)
             }
             try:
@@ -57,7 +66,14 @@ class DaskLauncher(Launcher):
                     lost = future.exception()
                     outcome = future.result() if lost is None else Outcome(None, str(lost))
                     ended(futures[future], outcome)
+            except BaseException:
+                # What has begun saves and stops; what waits is taken back.
+                stop.touch()
+                running = [f for f in futures if f.status == "pending"]
+                wait(running, timeout=_PATIENCE)
+                raise
             finally:
+                stop.unlink(missing_ok=True)
                 client.cancel(list(futures))
                 if cluster is not None:
                     cluster.close()

@@ -104,6 +104,10 @@ def test_a_grid_is_planned_without_torch(tmp_path: Path) -> None:
         ({"budget": {"network_calls": float("inf")}}, "budget.network_calls"),
         ({"seeds": [True]}, "seeds.0"),
         (
+            {"methods": [{"name": "gaussian_fit", "settings": {"posterior.bound": 1.0}}]},
+            "gaussian_fit uses no posterior, so posterior.bound cannot be set",
+        ),
+        (
             {"methods": [{"name": "oracle", "settings": {"op.gaussian_noise.sigma": 0.1}}]},
             "op.gaussian_noise.sigma would give it measurements of its own",
         ),
@@ -327,6 +331,22 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
     assert "killed" in states
     found = bench(folder)
     assert found == whole[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "dask"])
+def test_ctrl_c_stops_every_run(launcher: str, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    words = command(folder, "--launcher", launcher, "--launcher-set", "workers=2")
+    started = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: workers(folder), started)
+    time.sleep(2.0)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(90) == 130
+    assert not workers(folder)
+    assert not list(folder.glob("cells/*/.stop"))
+    states = {Study.open(folder, None, get_registry()).result(c).status for c in cells(SMALL)}
+    assert "failed" not in states and "killed" not in states
 
 
 def workers(folder: Path) -> list[int]:
