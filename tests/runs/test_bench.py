@@ -338,7 +338,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
 def test_ctrl_c_stops_every_run(launcher: str, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     words = command(folder, "--launcher", launcher, "--launcher-set", "workers=2")
-    started = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Tests in the background of a shell have it ignored, and what they start would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: workers(folder), started)
     time.sleep(2.0)
     started.send_signal(signal.SIGINT)
