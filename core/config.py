@@ -27,6 +27,7 @@ __all__ = [
     "Request",
     "RunConfig",
     "TrainConfig",
+    "key_value",
     "measured_data",
     "parse_setting",
     "parse_settings",
@@ -166,15 +167,29 @@ def parse_setting(text: str, scopes: Sequence[str] = SCOPES) -> tuple[str, Any]:
     Raises:
         UserError: no ``=``, an unknown first word, or a value that is not YAML.
     """
-    path, equals, raw = text.partition("=")
-    path = path.strip()
-    if not equals or not path:
-        raise UserError(f"--set {text}: write it as --set SCOPE.KEY=VALUE")
+    path, value = key_value(text, "--set", "SCOPE.KEY=VALUE")
     _check_path(path, scopes)
+    return path, value
+
+
+def key_value(text: str, option: str, form: str = "KEY=VALUE") -> tuple[str, Any]:
+    """``steps=64`` to ("steps", 64).
+
+    Args:
+        text: as the command line has it.
+        option: that it belongs to, for messages.
+        form: how it is written.
+
+    Raises:
+        UserError: no ``=``, or a value that is not YAML.
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{option} {text}: write it as {option} {form}")
     try:
-        return path, yaml.safe_load(raw)
+        return key.strip(), yaml.safe_load(raw)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML") from error
+        raise UserError(f"{option} {text}: the value is not valid YAML") from error
 
 
 def parse_settings(

@@ -115,6 +115,12 @@ class Package:
     def __str__(self) -> str:
         return f"{self.name} {self.version}".strip()
 
+    @property
+    def hooks(self) -> dict[str, str]:
+        """Modules of its hooks by the name that switches them on; the package's own for one."""
+        hooks = None if self.manifest is None else self.manifest.hooks
+        return {self.name: hooks} if isinstance(hooks, str) else dict(hooks or {})
+
 
 def discover(rules: DisableRules) -> list[Package]:
     """Every declared manifest, flowdiff's first and then by name.

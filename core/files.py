@@ -61,8 +61,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock", wait: bool = False) -> Iterator[None]:
     """Keeps a second process from writing to a folder; the lock dies with its process.
+
+    Args:
+        folder: the folder.
+        name: of the lock's file, where there are several in a folder.
+        wait: until nobody else holds it.
 
     Raises:
         InUseError: another process holds it.
@@ -74,12 +79,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise InUseError(f"{folder} is in use by another flowdiff process") from error
         yield

@@ -5,6 +5,7 @@ Only what is shown is clipped to [0, 1]; nothing here writes back to data.
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 from typing import Literal
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-__all__ = ["ColourMap", "colour_map", "contact_sheet", "encode_png"]
+__all__ = ["ColourMap", "colour_map", "contact_sheet", "encode_png", "png_source"]
 
 GAP = 2
 GAP_GREY = 224
@@ -98,6 +99,11 @@ def encode_png(array: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def png_source(png: bytes) -> str:
+    """A PNG file as the source of an HTML image, so that a page needs no file beside it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _clip(x: Tensor) -> Tensor:

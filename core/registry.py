@@ -383,7 +383,7 @@ class Registry:
         provided = self._ask_providers(kind, prefix, name)
         if provided is not None:
             return provided
-        known = next((p for p in self.packages if canonicalize_name(p.name) == package), None)
+        known = self.package(prefix)
         if known is not None and known.state != "ok":
             raise PluginError(
                 f"{kind} {prefix}:{name} cannot be used, {known} is {known.state}: {known.reason}"

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowdiff.core.config import RunConfig
 from flowdiff.core.counting import CallCounter
 from flowdiff.core.errors import UserError
-from flowdiff.core.files import write_json
+from flowdiff.core.files import locked, write_json
 from flowdiff.core.loop import DivergenceGuard, one_step
 from flowdiff.core.registry import Registry
 from flowdiff.core.session import Session
@@ -56,7 +54,6 @@ class Pilot:
             return cls(**pairs, cycle=int(content["cycle"]))
         except (OSError, ValueError, KeyError):
             pass
-        file.parent.mkdir(exist_ok=True)
         cycle = registry.load("method", str(config.method["name"])).cycle(config.method)
         first = -(-_SHORTEST // cycle) * cycle
         if cycle > 1:
@@ -114,23 +111,9 @@ def steps_within(budget: Budget, config: RunConfig, registry: Registry, file: Pa
     if budget.steps is not None:
         return budget.steps
     file.parent.mkdir(parents=True, exist_ok=True)
-    # One at a time: what is timed beside another pilot would say more than the truth, and seeds
-    # of one method are to have equal numbers of steps.
-    with waiting_for(file.with_suffix(".lock")):
+    # Seeds of one method wait for its first pilot, and have equal numbers of steps.
+    with locked(file.parent, f"{file.stem}.lock", wait=True):
         return Pilot.of(config, registry, file).steps_for(budget)
-
-
-@contextmanager
-def waiting_for(file: Path) -> Iterator[None]:
-    """Holds a lock file, once nobody else does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock: seeds may make pilots of their own there
-        yield
-        return
-    with file.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _train(config: RunConfig, registry: Registry, steps: int) -> tuple[int, float]:

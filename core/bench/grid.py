@@ -211,6 +211,11 @@ class Cell:
         return (*("" if e is None else e.title for e in chosen), str(self.seed))
 
     @property
+    def title(self) -> str:
+        """How people are told of it."""
+        return " ".join(word for word in self.key if word)
+
+    @property
     def id(self) -> str:
         """Name of its folder: readable, and another for other settings."""
         words = [re.sub(r"[^A-Za-z0-9]+", "-", word).strip("-") for word in self.key if word]
@@ -247,7 +252,7 @@ class Cell:
             dict(content["common"]),
         )
 
-    def command(self, steps: int | None, threads: int = 1) -> str:
+    def command(self, steps: int | None) -> str:
         """What to type for this run alone."""
         import shlex
 
@@ -255,7 +260,6 @@ class Cell:
         words += [] if self.prior is None else ["--prior", self.prior.name]
         words += [] if self.posterior is None else ["--posterior", self.posterior.name]
         words += ["--op", self.operator.name, "--data", self.data.name, "--seed", str(self.seed)]
-        words += [] if threads == 1 else ["--threads", str(threads)]
         words += [] if self.preset == "standard" else ["--preset", self.preset]
         settings = self.settings | ({} if steps is None else {"train.steps": steps})
         for key, value in settings.items():

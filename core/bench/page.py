@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from flowdiff.core.pictures import contact_sheet, encode_png
+from flowdiff.core.pictures import contact_sheet, encode_png, png_source
 from flowdiff.core.report.page import read_figures
+from flowdiff.core.report.templates import style, templates
 from flowdiff.core.space import ImageSpace
 
 from .table import (
@@ -78,27 +76,16 @@ def render(study: Study, table: Table) -> str:
         "places": places,
         "columns": {c.key: c for c in table.columns()},
         "priced": {key: key.replace(".", " ").replace("_", " ") for key in PRICED},
-        "unfinished": [(" ".join(w for w in r.cell.key if w), r.result) for r in unfinished],
+        "unfinished": [(r.cell.title, r.result) for r in unfinished],
         "commands": [
-            (" ".join(w for w in r.cell.key if w), r.cell.command(r.result.steps))
+            (r.cell.title, r.cell.command(r.result.steps))
             for r in table.rows
             if r.result.status == "finished"
         ],
         "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER",
-        "css": Markup(_source("flowdiff.core.report", "page.css")),  # noqa: S704  (our own file)
+        "css": Markup(style()),  # noqa: S704  (our own file)
     }
-    jinja = Environment(
-        loader=FunctionLoader(lambda name: _source(__package__ or "", name)),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return jinja.get_template("bench.j2").render(content)
-
-
-def _source(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    return templates(__package__ or "").get_template("bench.j2").render(content)
 
 
 def _place(study: Study, table: Table, place: tuple[str, str]) -> dict[str, Any]:
@@ -218,8 +205,7 @@ def _strips(
         if key in images:
             unit = space.to_unit(images[key][:_SHOWN])
             sheet = contact_sheet(unit, columns=_SHOWN, scale=max(1, 48 // max(space.spatial)))
-            source = "data:image/png;base64," + base64.b64encode(encode_png(sheet)).decode()
-            strips.append((label, source))
+            strips.append((label, png_source(encode_png(sheet))))
     return {"title": title, "strips": strips}
 
 

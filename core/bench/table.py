@@ -13,7 +13,7 @@ import io
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from .grid import Cell
@@ -122,7 +122,7 @@ class Table:
         return {
             "schema": 1,
             "budget": self.budget,
-            "columns": [vars(c) | {} for c in self.columns()],
+            "columns": [asdict(c) for c in self.columns()],
             "cells": [_cell_json(row) for row in self.rows],
             "methods": [self._method_json(place, who, rows) for place, who, rows in self._all()],
         }

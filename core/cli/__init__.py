@@ -76,18 +76,13 @@ def _run(arguments: list[str], debug: bool) -> int:
         return _complain("interrupted", 130)
     except Exception as error:
         # A fault of ours shows its traceback; one in other people's code, where it is.
-        culprit = _culprit(error)
-        if culprit is None:
+        from .plugin_faults import culprit
+
+        told = culprit(error)
+        if told is None:
             raise
-        return _complain(culprit, 1, debug)
+        return _complain(told, 1, debug)
     return result if isinstance(result, int) else 0
-
-
-def _culprit(error: Exception) -> str | None:
-    """Of an error in a plug-in's code: package, file and line; None for one of ours."""
-    from .plugin_faults import culprit
-
-    return culprit(error)
 
 
 def _complain(message: str, code: int, debug: bool = False) -> int:

@@ -103,15 +103,16 @@ def bench(
         _plan(Study(folder, asked, get_registry()), as_json)
         return
     registry = get_registry()
+    refused: dict[str, str] | None = None
     if asked is not None and not (folder / "grid.yaml").is_file():
         # Before anything is written: what is misspelt leaves no folder behind.
-        _checked(list(asked.cells(registry)))
+        refused = _checked(list(asked.cells(registry)))
     study = Study.open(folder, asked, registry)
     if dry_run:
         _plan(study, as_json)
         return
     with study.locked():
-        _run(study, place, threads, retry)
+        _run(study, place, threads, retry, refused)
         _finish(study, as_json)
     if not any(study.result(cell).status == "finished" for cell in study.cells):
         raise typer.Exit(1)
@@ -129,6 +130,7 @@ def _grid(
     from flowdiff.core.bench import read_grid
     from flowdiff.core.bench.grid import grid_of
     from flowdiff.core.bench.suite import STANDARD
+    from flowdiff.core.config import parse_setting
     from flowdiff.core.errors import UserError
 
     given = [name for name, value in options.items() if value]
@@ -172,24 +174,10 @@ def _grid(
             raise UserError(f"--budget {budget}: write it as KIND=AMOUNT, such as steps=500")
         content["budget"] = {kind: _amount(amount, budget)}
     if settings:
-        content["settings"] = content.get("settings", {}) | dict(map(_setting, settings))
+        content["settings"] = content.get("settings", {}) | dict(map(parse_setting, settings))
     if preset is not None:
         content["preset"] = preset
     return grid_of(content, "the options")
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    import yaml
-
-    from flowdiff.core.errors import UserError
-
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {text}: write it as --set SCOPE.KEY=VALUE")
-    try:
-        return key.strip(), yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML") from error
 
 
 def _numbers(text: str) -> list[int]:
@@ -222,11 +210,17 @@ def _name(grid: Grid) -> str:
 
 
 def _launcher(name: str, settings: list[str]) -> Launcher:
-    from flowdiff.core.config import validate
+    from flowdiff.core.config import key_value, validate
     from flowdiff.core.registry import get_registry
 
     cls: Any = get_registry().load("launcher", name)
-    made: Launcher = cls(validate(cls.Config, dict(map(_setting, settings)), "--launcher-set"))
+    made: Launcher = cls(
+        validate(
+            cls.Config,
+            dict(key_value(text, "--launcher-set") for text in settings),
+            "--launcher-set",
+        )
+    )
     return made
 
 
@@ -279,8 +273,13 @@ def _plan(study: Study, as_json: bool) -> None:
     typer.echo(f"\n{len(rows)} runs, {fits} of which fit; budget: {study.grid.budget}")
 
 
-def _run(study: Study, place: Launcher, threads: int, retry: bool) -> None:
-    """Runs what has not ended, and says of each how it did."""
+def _run(
+    study: Study, place: Launcher, threads: int, retry: bool, refused: dict[str, str] | None
+) -> None:
+    """Runs what has not ended, and says of each how it did.
+
+    `refused` is what `_checked` said of all cells, where it has been asked.
+    """
     import time
 
     from flowdiff.core.bench import CellResult
@@ -290,7 +289,8 @@ def _run(study: Study, place: Launcher, threads: int, retry: bool) -> None:
     total = len(study.cells)
     if not waiting:
         return
-    refused = _checked(waiting)
+    if refused is None:
+        refused = _checked(waiting)
     for cell in waiting:
         if refused[cell.id]:
             study.record(cell, CellResult("refused", refused[cell.id]))
@@ -309,8 +309,7 @@ def _run(study: Study, place: Launcher, threads: int, retry: bool) -> None:
         rest = (time.monotonic() - since) / max(done - total + len(jobs), 1) * (total - done)
         left = f", about {rest / 60:.0f} min to go" if done < total else ""
         why = f": {result.reason}" if result.reason else ""
-        name = " ".join(word for word in cell.key if word)
-        typer.echo(f"{done}/{total} {result.status} {name}{why}{left}", err=True)
+        typer.echo(f"{done}/{total} {result.status} {cell.title}{why}{left}", err=True)
 
     place.run(jobs, ended)
 

@@ -91,24 +91,18 @@ def _scopes(registry: Registry, name: str, kind: str | None) -> dict[str, str]:
 
 
 def _parsed(text: str, name: str, scopes: Mapping[str, str]) -> tuple[str, Any]:
-    import yaml
-
+    from flowdiff.core.config import key_value
     from flowdiff.core.errors import UserError
 
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {text}: write it as --set KEY=VALUE")
+    key, value = key_value(text, "--set")
     # As everywhere else, the scope may stand before it: op.vignette.strength.
-    scope, _, last = key.strip().rpartition(".")
+    scope, _, last = key.rpartition(".")
     if scope and scopes and scope not in scopes:
         raise UserError(
             f"--set {text}: {name} has no settings {scope}.…; its own are written --set KEY=… or "
             f"--set {next(iter(scopes))}.KEY=…"
         )
-    try:
-        return last, yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text}: the value is not valid YAML") from error
+    return last, value
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -155,9 +155,7 @@ def _show_package(package: Package, as_json: bool) -> None:
         rows += [
             ["  kernel", k.op, f"{k.backend}: {', '.join(k.devices)}"] for k in manifest.kernels
         ]
-        hooks = manifest.hooks
-        named = hooks if isinstance(hooks, dict) else {package.name: hooks} if hooks else {}
-        rows += [["  hooks", name, module] for name, module in named.items()]
+        rows += [["  hooks", name, module] for name, module in package.hooks.items()]
     for label, value in lines.items():
         if value:
             typer.echo(f"{label:<14}{value}")
@@ -174,16 +172,15 @@ def _without_components(registry: Registry) -> list[list[str]]:
         if manifest is None:
             continue
         about = [package.name, package.state]
-        hooks = manifest.hooks
-        named = hooks if isinstance(hooks, dict) else {package.name: hooks} if hooks else {}
         rows += [
-            ["hooks", name, *about, package.reason or module] for name, module in named.items()
+            ["hooks", name, *about, package.reason or module]
+            for name, module in package.hooks.items()
         ]
         rows += [
             ["provider", f"{p.namespace}:*", *about, package.reason or p.summary]
             for p in manifest.providers
         ]
-        if not (named or manifest.providers or manifest.components or manifest.kernels):
+        if not (package.hooks or manifest.providers or manifest.components or manifest.kernels):
             rows.append(["-", "-", *about, "provides nothing"])
     return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from flowdiff.core.pictures import colour_map, contact_sheet, encode_png
+from flowdiff.core.pictures import colour_map, contact_sheet, encode_png, png_source
 from flowdiff.core.space import ImageSpace
 
 from .numbers import figure
@@ -137,7 +136,7 @@ def gallery(
 def _plot(png: bytes, space: ImageSpace) -> Picture:
     with Image.open(io.BytesIO(png)) as opened:
         width, height = opened.size
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    source = png_source(png)
     alt = "Truth, measurements, learned prior and posteriors as " + (
         "lines with a band of uncertainty" if space.spatial else "clouds of points"
     )
@@ -200,5 +199,5 @@ def _set(label: str, note: str, x: Tensor, space: ImageSpace, reference: Tensor)
 
 
 def _picture(label: str, note: str, sheet: NDArray[np.uint8], alt: str) -> Picture:
-    source = "data:image/png;base64," + base64.b64encode(encode_png(sheet)).decode()
+    source = png_source(encode_png(sheet))
     return Picture(label, note, source, alt, sheet.shape[1], sheet.shape[0])

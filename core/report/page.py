@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from flowdiff.core.errors import UserError
@@ -26,6 +24,7 @@ from .introduction import introduction, title
 from .posterior_checks import posterior_checks
 from .restoration import checks, estimates, gains, paired_differences, quality, restored
 from .settings import environment_rows, scopes
+from .templates import style, templates
 from .verdict import verdict
 
 if TYPE_CHECKING:
@@ -101,20 +100,9 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         # A plug-in's HTML is inserted as it is: a plug-in is code that the user installed and
         # that this process runs, so it is trusted like any other package.
         "sections": [(heading, Markup(html)) for heading, html in sections],  # noqa: S704
-        "css": Markup(_source("page.css")),  # noqa: S704 (our own file)
+        "css": Markup(style()),  # noqa: S704 (our own file)
     }
-    jinja = Environment(
-        loader=FunctionLoader(_source),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return jinja.get_template("page.j2").render(content)
-
-
-def _source(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return templates(__package__ or "").get_template("page.j2").render(content)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

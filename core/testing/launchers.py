@@ -29,9 +29,8 @@ class LauncherCase(Case):
         """One."""
         return [cls(component, ImageSpace((1,), None))], []
 
-    def run(self, commands: dict[str, list[str]]) -> tuple[dict[str, Outcome], Path]:
-        """Outcomes by name, and the folder that the jobs worked in."""
-        folder = Path(tempfile.mkdtemp())
+    def run(self, commands: dict[str, list[str]], folder: Path) -> dict[str, Outcome]:
+        """Outcomes by name of jobs that work in a folder."""
         jobs = [
             Job(name, tuple(words), folder / f"{name}.txt", {"FOLDER": str(folder)})
             for name, words in commands.items()
@@ -45,7 +44,7 @@ class LauncherCase(Case):
 
         launcher: Any = self.build_alone("launcher")
         launcher.run(jobs, tell)
-        return ended, folder
+        return ended
 
 
 LAWS = Laws()
@@ -57,18 +56,22 @@ _WRITE = "import os, pathlib; pathlib.Path(os.environ['FOLDER'], 'made').touch()
     "the environment is replaced, output is lost, or a failure is raised in the place of told",
 )
 def runs(case: LauncherCase) -> str:
-    ended, folder = case.run(
-        {
-            "writes": [sys.executable, "-c", _WRITE],
-            "fails": [sys.executable, "-c", "raise SystemExit(3)"],
-            "missing": [str(Path("/nowhere/to/be/found"))],
-        }
-    )
+    commands = {
+        "writes": [sys.executable, "-c", _WRITE],
+        "fails": [sys.executable, "-c", "raise SystemExit(3)"],
+        "missing": [str(Path("/nowhere/to/be/found"))],
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ended = case.run(commands, folder)
+        written = (folder / "made").exists()
+        log = folder / "writes.txt"
+        said = log.read_text() if log.exists() else ""
     if set(ended) != {"writes", "fails", "missing"}:
         raise LawBroken(f"of three jobs {sorted(ended)} are told to have ended")
-    if not (folder / "made").exists():
+    if not written:
         raise LawBroken("the job that writes a file, where a variable of its own says, wrote none")
-    if "said" not in (folder / "writes.txt").read_text():
+    if "said" not in said:
         raise LawBroken("what a job prints is not in its log")
     codes = {name: outcome.code for name, outcome in ended.items()}
     if codes != {"writes": 0, "fails": 3, "missing": None}:

@@ -6,26 +6,19 @@ from pydantic import Field
 
 from flowdiff.core import OptimConfig, PartConfig
 
-__all__ = ["JointSettings", "PriorSettings"]
+__all__ = ["AdamSettings", "JointSettings", "PriorSettings"]
 
 
-class PriorSettings(PartConfig):
-    """Adam for the prior's θ-steps."""
+class AdamSettings(PartConfig):
+    """What every `Trainable` of a method has in common."""
 
-    lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
-    clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
     warmup: int = Field(50, ge=0, description="updates of linear warm-up")
     final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rates")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
     beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
-    prior_batch: int = Field(192, ge=1, description="images per θ-step")
 
-    @property
-    def optim_prior(self) -> OptimConfig:
-        """For the prior's `Trainable`."""
-        return self._optim(self.lr_prior, self.clip_prior)
-
-    def _optim(self, lr: float, clip: float) -> OptimConfig:
+    def optim(self, lr: float, clip: float) -> OptimConfig:
+        """For a `Trainable` with that peak rate and that gradient norm limit."""
         return OptimConfig(
             lr=lr,
             clip=clip,
@@ -34,6 +27,19 @@ class PriorSettings(PartConfig):
             ema=self.ema,
             beta2=self.beta2,
         )
+
+
+class PriorSettings(AdamSettings):
+    """Adam for the prior's θ-steps."""
+
+    lr_prior: float = Field(1e-3, gt=0, description="peak learning rate of the prior")
+    clip_prior: float = Field(100.0, gt=0, description="gradient norm limit of the prior")
+    prior_batch: int = Field(192, ge=1, description="images per θ-step")
+
+    @property
+    def optim_prior(self) -> OptimConfig:
+        """For the prior's `Trainable`."""
+        return self.optim(self.lr_prior, self.clip_prior)
 
 
 class JointSettings(PriorSettings):
@@ -47,4 +53,4 @@ class JointSettings(PriorSettings):
     @property
     def optim_posterior(self) -> OptimConfig:
         """For the posterior's `Trainable`."""
-        return self._optim(self.lr_posterior, self.clip_posterior)
+        return self.optim(self.lr_posterior, self.clip_posterior)

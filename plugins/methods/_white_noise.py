@@ -7,9 +7,25 @@ import math
 import torch
 from torch import Tensor
 
-from flowdiff.core import DiffusionPrior, ForwardOperator, Observation, Prior, UserError
+from flowdiff.core import (
+    DiffusionPrior,
+    ForwardOperator,
+    Observation,
+    Params,
+    Prior,
+    UserError,
+    random_rows,
+)
 
-__all__ = ["check_levels", "check_prior", "log_uniform", "noise_levels", "only_white_noise"]
+__all__ = [
+    "check_levels",
+    "check_prior",
+    "log_uniform",
+    "noise_levels",
+    "one_level",
+    "only_white_noise",
+    "random_index",
+]
 
 
 def only_white_noise(operator: ForwardOperator) -> tuple[bool, str]:
@@ -24,10 +40,20 @@ def only_white_noise(operator: ForwardOperator) -> tuple[bool, str]:
     x = torch.randn(shape, generator=generator)
     if operator.observed(params) is not None or not torch.equal(operator(x, params), x):
         return False, "it does more than add noise"
-    variance = operator.noise_variance(x, params).expand(shape).flatten(1)
+    return one_level(operator, x, params)
+
+
+def one_level(operator: ForwardOperator, x: Tensor, params: Params) -> tuple[bool, str]:
+    """Whether the noise of each measurement has one σ_n for all of its pixels, or why not."""
+    variance = operator.noise_variance(x, params).expand(x.shape).flatten(1)
     if not torch.equal(variance, variance[:, :1].expand_as(variance)):
         return False, "its noise is not of one level for all pixels"
     return True, ""
+
+
+def random_index(size: int, count: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """`count` positions in a set of that size, drawn with replacement, where `like` is."""
+    return random_rows(torch.arange(size, device=like.device), count, generator)
 
 
 def check_prior(method: str, prior: Prior | None) -> None:

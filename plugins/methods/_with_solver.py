@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flowdiff.core import (
     AmortizedPosterior,
     BuildContext,
     Method,
     MethodState,
+    Observation,
     Prior,
     RunContext,
     Solver,
     UserError,
 )
 
-__all__ = ["WithSolver"]
+__all__ = ["CHUNK", "WithSolver"]
 
+CHUNK = 256
+"""Measurements that are sampled at a time."""
 _PREFIX = "solver/"
 _CHECKED = 64
 """Measurements that a solver looks at before training."""
@@ -64,6 +70,28 @@ class WithSolver(Method):
             raise UserError(f"solver {name} cannot use this prior: {reason}")
         solver.check(ctx.prior, ctx.observations[:_CHECKED])
         return solver
+
+    def calibrate_solver(self, ctx: RunContext) -> None:
+        """Lets the solver see on new samples of the prior how wrong that is."""
+        assert ctx.prior is not None
+        wanted = self.solver.calibration_images
+        if wanted == 0:
+            return
+        with self.serving():
+            calibration = ctx.streams.get("calibration")
+            some = ctx.prior.draw(wanted, calibration)
+            self.solver.calibrate(ctx.prior, some, calibration)
+
+    def restore_by_solver(
+        self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
+    ) -> Tensor:
+        """Samples (n, B, C, *spatial), many network evaluations for each."""
+        assert ctx.prior is not None
+        drawn = [
+            self.solver.sample(ctx.prior, observation[i : i + CHUNK], n, generator)[0]
+            for i in range(0, len(observation), CHUNK)
+        ]
+        return torch.cat(drawn, dim=1)
 
     def state(self) -> MethodState:
         """Adds what the solver has measured."""

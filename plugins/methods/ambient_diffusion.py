@@ -50,7 +50,7 @@ from flowdiff.core import (
 )
 
 from ._settings import PriorSettings
-from ._white_noise import check_levels, log_uniform
+from ._white_noise import check_levels, log_uniform, noise_levels, one_level, random_index
 
 __all__ = ["AmbientDiffusion"]
 
@@ -95,17 +95,14 @@ class AmbientDiffusion(Method):
         x = torch.randn(shape, generator=generator)
         if not torch.equal(operator(x, params), torch.where(seen, x, 0.0)):
             return False, "it is more than a mask"
-        variance = operator.noise_variance(x, params).expand(shape).flatten(1)
-        if not torch.equal(variance, variance[:, :1].expand_as(variance)):
-            return False, "its noise is not of one level for all pixels"
-        return True, ""
+        return one_level(operator, x, params)
 
     def setup(self, ctx: RunContext) -> None:
         channels = ctx.space.channels
         self.network: Network = ctx.make(
             "network", self.config.network, in_channels=2 * channels, out_channels=channels
         ).to(ctx.device)
-        self._noise = levels_of(ctx.observations)
+        self._noise = noise_levels(ctx.observations)
         check_levels(self._noise, self.config.sigma_max, "method.sigma_max")
         self._mean = ctx.moments.mean
         self._variance = float(ctx.moments.variances.mean())
@@ -131,12 +128,9 @@ class AmbientDiffusion(Method):
         generator = ctx.streams.get("ambient")
         self.network.train()
         for _ in range(self.config.updates):
-            chosen = torch.randint(
-                len(ctx.observations),
-                (self.config.prior_batch,),
-                generator=generator,
-                device=generator.device,
-            ).to(ctx.device)
+            chosen = random_index(
+                len(self._noise), self.config.prior_batch, generator, self._noise
+            )
             loss = self.loss(
                 ctx.observations.y[chosen], self._seen[chosen], self._noise[chosen], generator
             ).mean()
@@ -184,9 +178,7 @@ class AmbientDiffusion(Method):
         self, n: int, ctx: RunContext, generator: torch.Generator, steps: int | None = None
     ) -> Tensor:
         """The fixed-mask sampler."""
-        chosen = torch.randint(
-            len(self._seen), (n,), generator=generator, device=generator.device
-        ).to(ctx.device)
+        chosen = random_index(len(self._seen), n, generator, self._seen)
         low = self._noise[chosen].clamp_min(_NOISELESS)
         x = self.config.sigma_max * randn((n, *ctx.space.shape), generator, ctx.device)
         x = x + self._mean
@@ -202,7 +194,7 @@ class AmbientDiffusion(Method):
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
     ) -> Tensor:
         """D(y, m, σ_n), n times; nothing is drawn."""
-        sigma = levels_of(observation).clamp_min(_NOISELESS)
+        sigma = noise_levels(observation).clamp_min(_NOISELESS)
         mean = self.denoise(observation.y, seen_pixels(observation), sigma)
         return mean.expand(n, *mean.shape).clone()
 
@@ -212,9 +204,3 @@ def seen_pixels(observation: Observation) -> Tensor:
     observed = observation.operator.observed(observation.params)
     assert observed is not None
     return observed.expand(observation.y.shape)
-
-
-def levels_of(observation: Observation) -> Tensor:
-    """σ_n of each measurement, with shape (B,)."""
-    variance = observation.operator.noise_variance(observation.y, observation.params)
-    return variance.expand(observation.y.shape).flatten(1)[:, 0].sqrt()

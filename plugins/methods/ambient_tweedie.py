@@ -54,7 +54,14 @@ from flowdiff.core import (
 )
 
 from ._settings import PriorSettings
-from ._white_noise import check_levels, check_prior, log_uniform, noise_levels, only_white_noise
+from ._white_noise import (
+    check_levels,
+    check_prior,
+    log_uniform,
+    noise_levels,
+    only_white_noise,
+    random_index,
+)
 
 __all__ = ["AmbientTweedie"]
 
@@ -122,12 +129,9 @@ class AmbientTweedie(Method):
         ctx.prior.train()
         figures: dict[str, float] = {}
         for _ in range(self.config.updates):
-            chosen = torch.randint(
-                len(ctx.observations),
-                (self.config.prior_batch,),
-                generator=generator,
-                device=generator.device,
-            ).to(ctx.device)
+            chosen = random_index(
+                len(self._sigma), self.config.prior_batch, generator, self._sigma
+            )
             y, noise = ctx.observations.y[chosen], self._sigma[chosen]
             loss = above(ctx.prior, y, noise, generator).mean()
             figures["denoising"] = float(loss.detach())

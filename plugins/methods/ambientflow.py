@@ -35,8 +35,6 @@ from flowdiff.core import (
     BuildContext,
     Method,
     Observation,
-    OptimConfig,
-    PartConfig,
     Prior,
     Roles,
     RunContext,
@@ -44,21 +42,19 @@ from flowdiff.core import (
     UserError,
 )
 
+from ._settings import AdamSettings
+
 __all__ = ["AmbientFlow"]
 
 
 class AmbientFlow(Method):
     """Joint maximum likelihood of a flow prior and a flow posterior from measurements."""
 
-    class Config(PartConfig):
+    class Config(AdamSettings):
         """Settings ``method.*``; prior and posterior are updated together."""
 
         lr: float = Field(1e-3, gt=0, description="peak learning rate")
         clip: float = Field(50.0, gt=0, description="gradient norm limit (the loss is in nats)")
-        warmup: int = Field(50, ge=0, description="updates of linear warm-up")
-        final_lr: float = Field(0.05, ge=0, le=1, description="final fraction of the peak rate")
-        ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights")
-        beta2: float = Field(0.99, gt=0, lt=1, description="Adam's second decay")
         samples: int = Field(4, ge=1, description="M, importance samples of each measurement")
 
     roles = Roles(prior=True, posterior=True, density=True, prior_density=True)
@@ -79,15 +75,7 @@ class AmbientFlow(Method):
         ctx.initialise_prior()
         ctx.initialise_posterior()
         both = nn.ModuleDict({"prior": ctx.prior, "posterior": ctx.posterior})
-        own = self.config
-        optim = OptimConfig(
-            lr=own.lr,
-            clip=own.clip,
-            warmup=own.warmup,
-            final_lr=own.final_lr,
-            ema=own.ema,
-            beta2=own.beta2,
-        )
+        optim = self.config.optim(self.config.lr, self.config.clip)
         self.trainables = {"both": Trainable(both, optim, ctx.total_steps)}
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:

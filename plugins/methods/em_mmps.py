@@ -46,12 +46,9 @@ from flowdiff.core import (
 
 from ._score_matching import score_matching
 from ._settings import PriorSettings
-from ._with_solver import WithSolver
+from ._with_solver import CHUNK, WithSolver
 
 __all__ = ["EMMMPS"]
-
-_CHUNK = 256
-"""Measurements that are sampled at a time."""
 
 
 class EMMMPS(WithSolver):
@@ -98,25 +95,14 @@ class EMMMPS(WithSolver):
         lap, done = divmod(ctx.step, self.config.lap_steps)
         if done == 0:
             if lap == 0 and ctx.has_prior:
-                self._calibrate(ctx)
+                self.calibrate_solver(ctx)
             self._sample_all(lap, ctx)
             self._restart(ctx)
         loss, norm = score_matching(ctx, self.trainables["prior"], lambda: self._recall(ctx))
         if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
             # Here and not before sampling, so that a finished run restores with the last errors.
-            self._calibrate(ctx)
+            self.calibrate_solver(ctx)
         return {"loss": loss, "denoising": loss, "grad_prior": norm, **self._figures}
-
-    def _calibrate(self, ctx: RunContext) -> None:
-        """Lets the solver see on new samples of the prior how wrong that is."""
-        assert ctx.prior is not None
-        wanted = self.solver.calibration_images
-        if wanted == 0:
-            return
-        with self.serving():
-            calibration = ctx.streams.get("calibration")
-            some = ctx.prior.draw(wanted, calibration)
-            self.solver.calibrate(ctx.prior, some, calibration)
 
     def _recall(self, ctx: RunContext) -> Tensor:
         """Random posterior samples, with shape (prior_batch, C, *spatial)."""
@@ -135,8 +121,8 @@ class EMMMPS(WithSolver):
         drawn = []
         misfit, entries = 0.0, 0
         with self.serving():
-            for first in range(0, len(ctx.observations), _CHUNK):
-                observation = ctx.observations[first : first + _CHUNK]
+            for first in range(0, len(ctx.observations), CHUNK):
+                observation = ctx.observations[first : first + CHUNK]
                 if gaussian:
                     x = wiener(observation).sample(1, generator)
                 else:
@@ -172,10 +158,5 @@ class EMMMPS(WithSolver):
     def restore(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
     ) -> Tensor:
-        """By the solver: many network evaluations for each sample."""
-        assert ctx.prior is not None
-        drawn = [
-            self.solver.sample(ctx.prior, observation[i : i + _CHUNK], n, generator)[0]
-            for i in range(0, len(observation), _CHUNK)
-        ]
-        return torch.cat(drawn, dim=1)
+        """By the solver."""
+        return self.restore_by_solver(observation, n, ctx, generator)

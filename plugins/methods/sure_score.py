@@ -49,13 +49,10 @@ from flowdiff.core import (
 )
 
 from ._settings import PriorSettings
-from ._white_noise import check_prior, log_uniform, noise_levels, only_white_noise
+from ._white_noise import check_prior, log_uniform, noise_levels, only_white_noise, random_index
 from ._with_solver import WithSolver
 
 __all__ = ["SUREScore"]
-
-_CHUNK = 256
-"""Measurements that are restored at a time."""
 
 
 class SUREScore(WithSolver):
@@ -102,12 +99,9 @@ class SUREScore(WithSolver):
         grown = ctx.step / max(self.config.ramp * ctx.total_steps, 1e-9)
         weight = self.config.weight * min(grown, 1.0)
         for _ in range(self.config.updates):
-            chosen = torch.randint(
-                len(ctx.observations),
-                (self.config.prior_batch,),
-                generator=generator,
-                device=generator.device,
-            ).to(ctx.device)
+            chosen = random_index(
+                len(self._sigma), self.config.prior_batch, generator, self._sigma
+            )
             y, noise = ctx.observations.y[chosen], self._sigma[chosen]
             # Two masks of dropout would make a derivative of their difference.
             ctx.prior.eval()
@@ -121,7 +115,7 @@ class SUREScore(WithSolver):
             norm = self.trainables["prior"].update(loss)
         ctx.prior.eval()
         if ctx.step == ctx.total_steps - 1:
-            self._calibrate(ctx)
+            self.calibrate_solver(ctx)
         return {
             "loss": float(loss.detach()),
             "risk": float(risk.detach().mean()) / ctx.space.dimension,
@@ -129,25 +123,11 @@ class SUREScore(WithSolver):
             "grad_prior": norm,
         }
 
-    def _calibrate(self, ctx: RunContext) -> None:
-        """Lets the solver see on new samples of the prior how wrong that is."""
-        assert ctx.prior is not None
-        if self.solver.calibration_images:
-            with self.serving():
-                calibration = ctx.streams.get("calibration")
-                some = ctx.prior.draw(self.solver.calibration_images, calibration)
-                self.solver.calibrate(ctx.prior, some, calibration)
-
     def restore(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
     ) -> Tensor:
-        """By the solver: many network evaluations for each sample."""
-        assert ctx.prior is not None
-        drawn = [
-            self.solver.sample(ctx.prior, observation[i : i + _CHUNK], n, generator)[0]
-            for i in range(0, len(observation), _CHUNK)
-        ]
-        return torch.cat(drawn, dim=1)
+        """By the solver."""
+        return self.restore_by_solver(observation, n, ctx, generator)
 
 
 def sure(

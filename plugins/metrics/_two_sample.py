@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["two_sample"]
+from flowdiff.core import MetricConfig, MetricValue
+
+from ._bootstrap import centred_interval, draw_counts
+
+__all__ = ["kernel_metric", "two_sample"]
+
+
+def kernel_metric(
+    xx: Tensor, xy: Tensor, yy: Tensor, config: MetricConfig, generator: torch.Generator
+) -> MetricValue:
+    """`two_sample` with its interval, which resamples both sets by multinomial counts.
+
+    Args:
+        xx: kernel of the samples, with shape (n, n); its diagonal is set to 0.
+        xy: kernel between both sets, with shape (n, m).
+        yy: kernel of the reference, with shape (m, m); the same.
+        config: bootstrap replicates and level.
+        generator: source of the counts.
+    """
+    n, m = xy.shape
+    xx.fill_diagonal_(0)
+    yy.fill_diagonal_(0)
+    value = float(two_sample(xx, xy, yy, xx.new_ones(1, n), yy.new_ones(1, m)))
+    a = draw_counts(n, config.bootstrap, generator)
+    b = draw_counts(m, config.bootstrap, generator)
+    replicates = two_sample(xx, xy, yy, a, b)
+    low, high = centred_interval(value, replicates, config.level)
+    return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
 
 
 def two_sample(xx: Tensor, xy: Tensor, yy: Tensor, a: Tensor, b: Tensor) -> Tensor:

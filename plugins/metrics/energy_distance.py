@@ -23,9 +23,8 @@ from torch import Tensor
 
 from flowdiff.core import Metric, MetricValue
 
-from ._bootstrap import centred_interval, draw_counts
 from ._sets import as_rows, squared_distances
-from ._two_sample import two_sample
+from ._two_sample import kernel_metric
 
 __all__ = ["EnergyDistance"]
 
@@ -58,15 +57,7 @@ class EnergyDistance(Metric):
             UserError: shapes differ, fewer than two images, or values that are not finite.
         """
         x, y = as_rows(samples, reference, generator)
-        n, m = len(x), len(y)
         root = math.sqrt(x.shape[1])
         # The kernel is minus the distance.
-        xx, yy, xy = (squared_distances(a, b).sqrt() / -root for a, b in ((x, x), (y, y), (x, y)))
-        xx.fill_diagonal_(0)
-        yy.fill_diagonal_(0)
-        value = float(two_sample(xx, xy, yy, xx.new_ones(1, n), yy.new_ones(1, m)))
-        a = draw_counts(n, self.config.bootstrap, generator)
-        b = draw_counts(m, self.config.bootstrap, generator)
-        replicates = two_sample(xx, xy, yy, a, b)
-        low, high = centred_interval(value, replicates, self.config.level)
-        return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
+        xx, xy, yy = (squared_distances(a, b).sqrt() / -root for a, b in ((x, x), (x, y), (y, y)))
+        return kernel_metric(xx, xy, yy, self.config, generator)

@@ -25,9 +25,8 @@ from torch import Tensor
 
 from flowdiff.core import Metric, MetricValue, UserError
 
-from ._bootstrap import centred_interval, draw_counts
 from ._sets import as_rows, squared_distances
-from ._two_sample import two_sample
+from ._two_sample import kernel_metric
 
 __all__ = ["MMD"]
 
@@ -70,21 +69,14 @@ class MMD(Metric):
                 reference of which half is one image.
         """
         x, y = as_rows(samples, reference, generator)
-        n, m = len(x), len(y)
         yy = squared_distances(y, y)
         scale = _median_off_diagonal(yy)
         if scale == 0:
             raise UserError("most reference images are copies of one: MMD has no scale there")
-        xx = _kernels(squared_distances(x, x), scale).fill_diagonal_(0)
-        xy = _kernels(squared_distances(x, y), scale)
-        yy = _kernels(yy, scale).fill_diagonal_(0)
-
-        value = float(two_sample(xx, xy, yy, xx.new_ones(1, n), yy.new_ones(1, m)))
-        a = draw_counts(n, self.config.bootstrap, generator)
-        b = draw_counts(m, self.config.bootstrap, generator)
-        replicates = two_sample(xx, xy, yy, a, b)
-        low, high = centred_interval(value, replicates, self.config.level)
-        return MetricValue(value, low, high, n, m, tuple(replicates.tolist()))
+        xx, xy, yy = (
+            _kernels(d, scale) for d in (squared_distances(x, x), squared_distances(x, y), yy)
+        )
+        return kernel_metric(xx, xy, yy, self.config, generator)
 
 
 def _median_off_diagonal(squares: Tensor) -> Tensor:

@@ -43,10 +43,10 @@ GRID: dict[str, Any] = {
 }
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def command(folder: Path, *more: str, content: dict[str, Any] = GRID) -> list[str]:
     """The benchmark's, with its grid beside the folder."""
     file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(GRID))
+    file.write_text(yaml.safe_dump(content))
     return [sys.executable, "-m", "flowdiff", "bench", str(file), "--out", str(folder), *more]
 
 
@@ -67,6 +67,7 @@ def runs(folder: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
+            # A zombie has no command line.
             if b"flowdiff.core.bench.worker" in words and str(folder).encode() in words:
                 found.append(int(entry.name))
     return found

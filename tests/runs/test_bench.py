@@ -22,6 +22,9 @@ from flowdiff.core.bench.budget import Pilot
 from flowdiff.core.bench.grid import Cell, grid_of
 from flowdiff.core.bench.study import CellResult
 from flowdiff.core.bench.table import Row, Table, paired_difference, price_of_corruption
+from tests.benchmarks.killed_bench import command
+from tests.benchmarks.killed_bench import runs as workers
+from tests.benchmarks.killed_bench import table as outcome
 
 SMALL: dict[str, Any] = {
     "methods": ["gaussian_fit", "flowdiff", "ambient_diffusion"],
@@ -247,19 +250,6 @@ def bench(folder: Path, *more: str, content: dict[str, Any] = SMALL) -> dict[str
     return outcome(folder)
 
 
-def command(folder: Path, *more: str, content: dict[str, Any] = SMALL) -> list[str]:
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(content))
-    return [sys.executable, "-m", "flowdiff", "bench", str(file), "--out", str(folder), *more]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    for cell in found["cells"]:
-        cell["budget"].get("spent", {}).pop("seconds", None)
-    return found
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("bench") / "whole"
@@ -313,7 +303,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
 ) -> None:
     folder = tmp_path / "killed"
     started = subprocess.Popen(
-        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(folder, content=SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     cell = folder / "cells"
     wait_for(lambda: list(cell.glob("*flowdiff*/run/checkpoints/step-*.safetensors")), started)
@@ -322,7 +312,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
     started.wait()
     wait_for(lambda: not workers(folder))
     # A cell that is killed is a row, and goes on next time.
-    again = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    again = subprocess.Popen(
+        command(folder, content=SMALL), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: workers(folder), again)
     for process in workers(folder):
         os.kill(process, signal.SIGKILL)
@@ -337,7 +329,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_table(
 @pytest.mark.parametrize("launcher", ["local", "dask"])
 def test_ctrl_c_stops_every_run(launcher: str, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
-    words = command(folder, "--launcher", launcher, "--launcher-set", "workers=2")
+    words = command(folder, "--launcher", launcher, "--launcher-set", "workers=2", content=SMALL)
     started = subprocess.Popen(
         words,
         stdout=subprocess.DEVNULL,
@@ -353,20 +345,6 @@ def test_ctrl_c_stops_every_run(launcher: str, tmp_path: Path) -> None:
     assert not list(folder.glob("cells/*/.stop"))
     states = {Study.open(folder, None, get_registry()).result(c).status for c in cells(SMALL)}
     assert "failed" not in states and "killed" not in states
-
-
-def workers(folder: Path) -> list[int]:
-    """Processes of the cells of a benchmark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"flowdiff.core.bench.worker" in words and str(folder).encode() in b" ".join(words):
-                found.append(int(entry.name))
-    return found
 
 
 def wait_for(happened: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:
