@@ -34,7 +34,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "radiometry": ("intensity", "needs_intensities"),
     "linearisation": ("jacobian",),
     "method": ("Batch", "Method", "MethodState", "Roles", "RunContext", "select"),
-    "metric": ("Metric", "MetricConfig", "MetricValue"),
+    "metric": ("FeatureMetricConfig", "Metric", "MetricConfig", "MetricValue"),
     "kernel": ("Kernel",),
     "launcher": ("Job", "Launcher", "Outcome", "run_job"),
     "moments": ("fit_gaussian",),
@@ -51,6 +51,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "optim": ("OptimConfig", "Trainable", "frozen"),
     "part": ("BuildContext", "Part", "PartConfig"),
     "posterior": ("AmortizedPosterior",),
+    "pretrained": ("inception",),
     "prior": ("DiffusionPrior", "Prior", "expand", "probability_flow"),
     "random": ("Streams", "derive_seed", "randn", "random_rows", "seeded"),
     "registry": ("Registry", "get_registry"),
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
     from .method import Roles as Roles
     from .method import RunContext as RunContext
     from .method import select as select
+    from .metric import FeatureMetricConfig as FeatureMetricConfig
     from .metric import Metric as Metric
     from .metric import MetricConfig as MetricConfig
     from .metric import MetricValue as MetricValue
@@ -141,6 +143,7 @@ if TYPE_CHECKING:
     from .part import Part as Part
     from .part import PartConfig as PartConfig
     from .posterior import AmortizedPosterior as AmortizedPosterior
+    from .pretrained import inception as inception
     from .prior import DiffusionPrior as DiffusionPrior
     from .prior import Prior as Prior
     from .prior import expand as expand

@@ -11,7 +11,7 @@ from .config import RunConfig, split_settings, validate
 from .dataset import Dataset
 from .errors import PluginError, UserError
 from .method import Method
-from .metric import Metric, MetricConfig
+from .metric import FeatureMetricConfig, Metric, MetricConfig
 from .operator import DeterministicMap, ForwardOperator, NoiseModel
 from .part import BuildContext, Part
 from .posterior import AmortizedPosterior
@@ -78,7 +78,10 @@ def build_metrics(config: RunConfig, registry: Registry) -> dict[str, Metric]:
         cls: Any = registry.load("metric", name)
         if not issubclass(cls.Config, MetricConfig):
             raise UserError(f"metric {name}: its Config does not derive from MetricConfig")
-        metrics[name] = cls(cls.Config(bootstrap=config.eval.bootstrap))
+        own: dict[str, Any] = {"bootstrap": config.eval.bootstrap}
+        if issubclass(cls.Config, FeatureMetricConfig):
+            own["weights"] = config.eval.weights
+        metrics[name] = cls(cls.Config(**own))
     return metrics
 
 
@@ -205,6 +208,10 @@ class Assembly:
         ok, reason = method_class.supports(operator)
         if not ok:
             raise UserError(f"method {name} does not support {config.operator_name}: {reason}")
+        if config.train.clean_images and not method_class.few_clean:
+            raise UserError(
+                f"train.clean_images: method {name} learns from measurements alone; set it to 0"
+            )
         method: Method = method_class(method_config)
         prior: Any = None
         posterior: Any = None

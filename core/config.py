@@ -57,6 +57,12 @@ class TrainConfig(PartConfig):
     checkpoint_every: int = Field(250, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=1, description="checkpoints to keep")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    clean_images: int = Field(
+        0,
+        ge=0,
+        description="clean images that are learned from beside the measurements, by methods that "
+        "can; 0: none",
+    )
     watch_share: float = Field(
         0.0,
         ge=0,
@@ -90,6 +96,11 @@ class EvaluationConfig(PartConfig):
     bootstrap: int = Field(200, ge=20, description="bootstrap replicates of each interval")
     sampler_steps: int | None = Field(
         None, ge=1, description="steps of the prior's sampler; none for the prior's own default"
+    )
+    weights: Path | None = Field(
+        None,
+        description="folder with weights of networks to measure with: lpips.safetensors for LPIPS "
+        "of restorations, inception.safetensors for metric frechet_inception",
     )
 
 

@@ -73,7 +73,7 @@ def control_config(config: RunConfig, name: str, registry: Registry) -> RunConfi
     cls: Any = registry.load("method", name)
     shared = {k: v for k, v in config.method.items() if k in cls.Config.model_fields}
     own = cls.Config(**shared).model_dump(mode="json")
-    train = config.train.model_copy(update={"patience": 0})
+    train = config.train.model_copy(update={"patience": 0, "clean_images": 0})
     return config.model_copy(
         update={
             "init": None,

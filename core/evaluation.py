@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .gaussian import Gaussian
 from .metric import MetricValue
 from .observation import Observation
 from .operator import ForwardOperator
+from .pretrained import LPIPS, LPIPS_FILE
 from .progress import Progress
 from .session import Session
 from .space import ImageSpace
@@ -326,10 +328,15 @@ def _restoration(work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor)
         "wiener_sample": ("one Wiener sample (untrained)", untrained[0]),
         "measurement": (f"measurement{seen_as}", _as_images(work, work.heldout)),
     }
+    perceptual = _perceptual(settings.weights, space)
     rows = []
     for name, (title, x) in estimates.items():
         row = {"name": name, "title": title, "psnr": _quality(work, truth, x).to_json()}
         similarity = ssim(x, truth, space)
+        if perceptual is not None:
+            row["lpips"] = mean_interval(
+                perceptual(x.clamp(-1, 1), truth), work.stream("bootstrap"), settings.bootstrap
+            ).to_json()
         if similarity is not None:
             row["ssim"] = mean_interval(
                 similarity, work.stream("bootstrap"), settings.bootstrap
@@ -356,6 +363,14 @@ def _restoration(work: _Work, truth: Tensor, samples: Tensor, untrained: Tensor)
             },
         },
     }
+
+
+def _perceptual(weights: Path | None, space: ImageSpace) -> LPIPS | None:
+    """LPIPS, where its weights are at hand and the images are pictures in [-1, 1]."""
+    if weights is None or not (weights / LPIPS_FILE).is_file():
+        return None
+    pictures = len(space.spatial) == 2 and space.channels in (1, 3)
+    return LPIPS(weights) if pictures and space.value_range == (-1.0, 1.0) else None
 
 
 def _quality(work: _Work, truth: Tensor, estimate: Tensor) -> MetricValue:

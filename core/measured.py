@@ -113,6 +113,19 @@ class MeasuredDataset(Source):
     def to_files(self, x: Tensor) -> Tensor:
         """Images in image units to what files of the same kind would hold; any shape, float64."""
 
+    @property
+    def has_clean_images(self) -> bool:
+        """Whether `clean_images` gives some."""
+        return False
+
+    def clean_images(self) -> Tensor:
+        """A few clean images beside the measurements, in image units, (n, C, *spatial).
+
+        Raises:
+            UserError: there are none, as by default, or they do not fit.
+        """
+        raise UserError("train.clean_images: this data has no clean images; set it to 0")
+
     def measurements(self, operator: ForwardOperator) -> Measurements:
         """Those to learn from and held-out ones, divided by source; at most ``data.n`` of each.
 

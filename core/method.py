@@ -80,6 +80,8 @@ class RunContext:
         prior: the prior, where `roles` asks for it.
         posterior: the posterior, where `roles` asks for it.
         clean: the images behind the measurements; None unless the method declares `needs_clean`.
+        examples: a few clean images, in no relation to the measurements, with shape
+            (n, C, *spatial), that the user gives a method which declares `few_clean`; else None.
         initial: weights of another run to begin with, where the user gives one.
         step: steps done.
     """
@@ -95,6 +97,7 @@ class RunContext:
     prior: Prior | None = None
     posterior: AmortizedPosterior | None = None
     clean: Tensor | None = None
+    examples: Tensor | None = None
     initial: Initial | None = None
     step: int = 0
 
@@ -156,6 +159,9 @@ class Method(Part, ABC):
     roles: ClassVar[Roles]
     needs_clean: ClassVar[bool] = False
     """Only for controls: every other method gets a view of the data that holds no image."""
+    few_clean: ClassVar[bool] = False
+    """Whether it learns from a few clean images beside the measurements, `RunContext.examples`,
+    where the user gives some by ``train.clean_images``."""
     trains: ClassVar[bool] = True
     """Whether it takes steps; a closed form does all in `setup`."""
     part_defaults: ClassVar[Mapping[str, str]] = {}

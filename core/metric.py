@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .part import Part, PartConfig
 
-__all__ = ["Metric", "MetricConfig", "MetricValue"]
+__all__ = ["FeatureMetricConfig", "Metric", "MetricConfig", "MetricValue"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class MetricConfig(PartConfig):
 
     bootstrap: int = Field(200, ge=20, description="bootstrap replicates behind the interval")
     level: float = Field(0.95, gt=0, lt=1, description="coverage of the interval")
+
+
+class FeatureMetricConfig(MetricConfig):
+    """Settings of metrics that look through a network that was trained elsewhere."""
+
+    weights: Path | None = Field(
+        None, description="folder of its weights, safetensors; a run gives eval.weights"
+    )
 
 
 class Metric(Part, ABC):

@@ -98,9 +98,16 @@ class Session:
         return {name: sum(p.numel() for p in part.parameters()) for name, part in found.items()}
 
     @property
+    def clean_examples(self) -> int:
+        """Clean images that training was given beside the measurements."""
+        return 0 if self.context.examples is None else len(self.context.examples)
+
+    @property
     def clean_images_used(self) -> int:
         """Clean images that training sees: none, but for controls and what begins with them."""
-        own = len(self.context.observations) if self.method.needs_clean else 0
+        own = self.clean_examples
+        if self.method.needs_clean and not own:
+            own = len(self.context.observations)
         initial = self.context.initial
         return own + (0 if initial is None else initial.clean_images_used)
 
@@ -148,7 +155,15 @@ class Session:
             if part is not None:
                 part.to(device).eval()
         train = measurements.train.to(device)
-        clean = _clean(config, dataset).to(device) if assembly.method.needs_clean else None
+        few = config.train.clean_images > 0
+        if isinstance(dataset, MeasuredDataset) and dataset.has_clean_images and not few:
+            raise UserError(
+                "data.clean: clean images are given, and train.clean_images=0 uses none of them; "
+                "say how many"
+            )
+        needed = assembly.method.needs_clean and not few
+        clean = _clean(config, dataset).to(device) if needed else None
+        kept = torch.ones(len(train), dtype=torch.bool)
         watch = None
         if config.train.watch_share > 0:
             chosen = Streams(config.seed).fresh("watch")
@@ -157,6 +172,8 @@ class Session:
                 train[aside], assembly.method, build_classifier(registry), config.train.patience
             )
             train, clean = train[~aside], None if clean is None else clean[~aside]
+            kept = ~aside.cpu()
+        examples = _examples(config, dataset, kept, streams) if few else None
         if checkpoint is None:
             moments = fit_gaussian(train, space, streams.fresh("moments"))
         else:
@@ -177,6 +194,7 @@ class Session:
             prior=assembly.prior,
             posterior=assembly.posterior,
             clean=clean,
+            examples=None if examples is None else examples.to(device),
             initial=initial,
         )
         assembly.method.setup(context)
@@ -312,6 +330,33 @@ def _check_taken(initial: Initial | None, config: RunConfig) -> None:
             f"--init {initial.source}: method {config.method['name']} initialises its "
             f"{' and '.join(missing)} in its own way"
         )
+
+
+def _examples(config: RunConfig, dataset: Source, kept: Tensor, streams: Streams) -> Tensor:
+    """A few clean images, with shape (n, C, *spatial).
+
+    Args:
+        config: of the run.
+        dataset: whose they are.
+        kept: which training measurements are learned from, with shape (N,); only images behind
+            those are given.
+        streams: of the run.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if isinstance(dataset, MeasuredDataset):
+        images = dataset.clean_images()
+    else:
+        images = _clean(config, dataset)[kept]
+    count = config.train.clean_images
+    if count > len(images):
+        raise UserError(
+            f"train.clean_images={count}: there are {len(images)} clean images to learn from"
+        )
+    generator = streams.fresh("clean_images")
+    order = torch.randperm(len(images), generator=generator, device=generator.device).cpu()
+    return images[order[:count]]
 
 
 def _clean(config: RunConfig, dataset: Source) -> Tensor:

@@ -73,6 +73,7 @@ def summarise(
         },
         "watch": _watch(session),
         "clean_images_used": session.clean_images_used,
+        "clean_examples": session.clean_examples,
         "kernels": {"calls": kernels.counts, "problems": kernels.problems},
         "given_prior": session.context.prior is not None and session.context.prior.given,
         **figures,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,22 +10,13 @@ from markupsafe import Markup, escape
 
 from flowdiff.core.pictures import contact_sheet, encode_png, png_source
 from flowdiff.core.report.page import read_figures
+from flowdiff.core.report.plots import plot
 from flowdiff.core.report.templates import style, templates
 from flowdiff.core.space import ImageSpace
 
-from .table import (
-    PRICED,
-    UNTRAINED,
-    Column,
-    Row,
-    Table,
-    digits,
-    has,
-    over_seeds,
-    paired_difference,
-    price_of_corruption,
-    shown,
-)
+from .compare import Row, has, over_seeds
+from .figures import GROUPS, Column
+from .table import Place, Table, Who, digits, full_title, name_of, shown, spread
 
 if TYPE_CHECKING:
     from .study import Study
@@ -48,20 +39,16 @@ class _Line:
         seeds: how many finished, of how many.
         figures: shown, by column.
         best: columns in which no other method without clean images is better.
-        prices: shown, by distance.
         spent: seconds and network evaluations, means.
-        gains: difference to the untrained Gaussian with Student's interval over seeds, by column.
-        control: whether it saw clean images.
+        clean: most clean images that its training has seen.
     """
 
     name: str
     seeds: str
     figures: dict[str, tuple[str, str]]
     best: set[str]
-    prices: dict[str, str]
     spent: str
-    gains: dict[str, str]
-    control: bool
+    clean: int
 
 
 def render(study: Study, table: Table) -> str:
@@ -74,8 +61,7 @@ def render(study: Study, table: Table) -> str:
         "cells": len(table.rows),
         "finished": len(table.rows) - len(unfinished),
         "places": places,
-        "columns": {c.key: c for c in table.columns()},
-        "priced": {key: key.replace(".", " ").replace("_", " ") for key in PRICED},
+        "columns": [(full_title(c), c.what) for c in table.columns],
         "unfinished": [(r.cell.title, r.result) for r in unfinished],
         "commands": [
             (r.cell.title, r.cell.command(r.result.steps))
@@ -88,34 +74,37 @@ def render(study: Study, table: Table) -> str:
     return templates(__package__ or "").get_template("bench.j2").render(content)
 
 
-def _place(study: Study, table: Table, place: tuple[str, str]) -> dict[str, Any]:
+def _place(study: Study, table: Table, place: Place) -> dict[str, Any]:
     methods = [(who, rows) for who, rows in table.methods(place) if any(r.figures for r in rows)]
-    columns = [c for c in table.columns() if any(has(rows, c.key) for _, rows in methods)]
-    best = {c.key: _best(c, [rows for _, rows in methods]) for c in columns}
-    lines = [
-        _line(who, rows, columns, best, table.oracle(place, who[1]), table.untrained(place))
-        for who, rows in methods
-    ]
+    boards = []
+    for group, heading in GROUPS.items():
+        columns = table.columns_in(place, group)
+        best = {c.key: _best(c, [rows for _, rows in methods]) for c in columns}
+        lines = [
+            _line(who, rows, columns, best)
+            for who, rows in methods
+            if any(has(rows, c.key) for c in columns)
+        ]
+        if lines:
+            boards.append({"title": heading, "columns": columns, "lines": lines})
     return {
         "title": f"{place[0]}, {place[1]}",
-        "columns": columns,
-        "lines": lines,
+        "boards": boards,
+        "prices": _prices(table, place, methods),
+        "differences": [
+            found for title in table.references if (found := _differences(table, place, title))
+        ],
         "pictures": _pictures(study, methods),
         "plots": [
             _plot(column, methods)
-            for column in columns
-            if column.key in _PLOTTED and len(lines) > 1
+            for column in table.columns
+            if column.key in _PLOTTED and sum(has(rows, column.key) for _, rows in methods) > 1
         ],
     }
 
 
 def _line(
-    who: tuple[str, str, str],
-    rows: Sequence[Row],
-    columns: Sequence[Column],
-    best: dict[str, float | None],
-    oracle: Sequence[Row],
-    untrained: Sequence[Row],
+    who: Who, rows: Sequence[Row], columns: Sequence[Column], best: dict[str, float | None]
 ) -> _Line:
     figures, leads = {}, set()
     for column in columns:
@@ -127,26 +116,55 @@ def _line(
     spent = [row.result.budget["spent"] for row in ended]
     seconds = sum(s["seconds"] for s in spent) / len(spent)
     calls = sum(s["network_calls"] for s in spent) / len(spent)
-    prices = {
-        key: shown(price_of_corruption(rows, oracle, key))
-        for key in PRICED
-        if rows[0].cell.method.name != "oracle"
-    }
     return _Line(
-        " ".join(word for word in who if word),
+        name_of(who, []),
         f"{len(ended)} of {len(rows)}",
         figures,
         leads,
-        prices,
         f"{seconds:,.0f} s, {calls:,.0f}",
-        {
-            column.key: f"{digits(found['mean'])} ({digits(found['low'])}…{digits(found['high'])})"
-            for column in columns
-            if rows[0].cell.method.name != UNTRAINED
-            and (found := paired_difference(rows, untrained, column.key))
-        },
-        any(row.clean_images for row in ended),
+        max(row.clean_images for row in ended),
     )
+
+
+def _prices(
+    table: Table, place: Place, methods: Sequence[tuple[Who, list[Row]]]
+) -> dict[str, Any] | None:
+    """Price of corruption, by method and distance; None where there is no oracle to compare."""
+    found = {name_of(who, rows): table.prices(place, who, rows) for who, rows in methods}
+    keys = {key for prices in found.values() for key in prices}
+    columns = [c for c in table.columns if c.key in keys]
+    if not columns:
+        return None
+    lines = [
+        (name, [shown(prices.get(c.key)) for c in columns])
+        for name, prices in found.items()
+        if prices
+    ]
+    return {"titles": [c.title for c in columns], "lines": lines}
+
+
+def _differences(table: Table, place: Place, title: str) -> dict[str, Any] | None:
+    """Each method minus a reference: by column the interval, and whether it says something."""
+    found = {
+        name_of(who, rows): table.differences(place, who, rows).get(title, {})
+        for who, rows in table.methods(place)
+    }
+    columns = [c for c in table.columns if any(c.key in pairs for pairs in found.values())]
+    if not columns:
+        return None
+    lines = [
+        (name, [(spread(pairs.get(c.key)), _verdict(c, pairs.get(c.key))) for c in columns])
+        for name, pairs in found.items()
+        if pairs
+    ]
+    return {"title": title, "titles": [full_title(c) for c in columns], "lines": lines}
+
+
+def _verdict(column: Column, pair: Mapping[str, float] | None) -> str:
+    """``better``, ``worse``, or nothing where the interval holds 0 or no direction is better."""
+    if pair is None or column.better == "one" or pair["low"] <= 0 <= pair["high"]:
+        return ""
+    return "better" if (pair["mean"] > 0) == (column.better == "higher") else "worse"
 
 
 def _two_lines(figure: dict[str, float] | None) -> tuple[str, str]:
@@ -172,9 +190,7 @@ def _best(column: Column, methods: Sequence[Sequence[Row]]) -> float | None:
     return max(means) if column.better == "higher" else min(means)
 
 
-def _pictures(
-    study: Study, methods: Sequence[tuple[tuple[str, str, str], list[Row]]]
-) -> list[dict[str, Any]]:
+def _pictures(study: Study, methods: Sequence[tuple[Who, list[Row]]]) -> list[dict[str, Any]]:
     """Of the first seed: truth and measurements once, then each method's own."""
     found: list[dict[str, Any]] = []
     for who, rows in methods:
@@ -183,17 +199,19 @@ def _pictures(
         if row is None:
             continue
         folder = study.folder(row.cell) / "run"
-        summary = study.summary(row.cell)
-        assert summary is not None
-        shape, bounds = tuple(summary["shape"]), summary["value_range"]
+        shape, bounds = tuple(row.summary["shape"]), row.summary["value_range"]
         space = ImageSpace(shape, tuple(bounds) if bounds else None)
-        if len(space.spatial) != 2:
-            return []
         images = read_figures(folder / "figures.safetensors", folder)
+        name = name_of(who, rows)
+        if len(space.spatial) != 2:
+            drawn = plot(images, space)
+            if drawn is not None:
+                found.append({"title": name, "plot": png_source(drawn), "strips": []})
+            continue
         if not found:
             first = (("truth", "held-out clean images"), ("measurement", "their measurements"))
             found.append(_strips("", images, first, space))
-        found.append(_strips(" ".join(word for word in who if word), images, _SETS, space))
+        found.append(_strips(name, images, _SETS, space))
     return found
 
 
@@ -206,10 +224,10 @@ def _strips(
             unit = space.to_unit(images[key][:_SHOWN])
             sheet = contact_sheet(unit, columns=_SHOWN, scale=max(1, 48 // max(space.spatial)))
             strips.append((label, png_source(encode_png(sheet))))
-    return {"title": title, "strips": strips}
+    return {"title": title, "strips": strips, "plot": None}
 
 
-def _plot(column: Column, methods: Sequence[tuple[tuple[str, str, str], list[Row]]]) -> Markup:
+def _plot(column: Column, methods: Sequence[tuple[Who, list[Row]]]) -> Markup:
     """A figure against network evaluations, a point for each seed, as an SVG element."""
     points = [
         (who, row.result.budget["spent"]["network_calls"], row.figures[column.key]["value"])
@@ -228,14 +246,14 @@ def _plot(column: Column, methods: Sequence[tuple[tuple[str, str, str], list[Row
     def across(value: float) -> float:
         return left + (value - low) / (high - low) * (width - left - 120)
 
-    about = escape(f"{column.title} of each method and seed, with its compute")
+    about = escape(f"{full_title(column)} of each method and seed, with its compute")
     opening = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
     parts = [f'{opening} aria-label="{about}">']
     for index, who in enumerate(names):
         y = 20 + 22 * index
         own = [point for point in points if point[0] == who]
         calls = sum(point[1] for point in own) / len(own)
-        name = " ".join(word for word in who if word)
+        name = name_of(who, [])
         parts.append(f'<path class="grid" d="M{left} {y}H{width - 120}"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<text x="{width - 112}" y="{y + 4}">{calls / 1000:,.0f} k calls</text>')
@@ -253,6 +271,6 @@ def _plot(column: Column, methods: Sequence[tuple[tuple[str, str, str], list[Row
     better = {"higher": "more is better", "lower": "less is better", "one": "1 is right"}
     parts.append(
         f'<text x="{(left + width - 120) / 2}" y="{height - 3}" text-anchor="middle" '
-        f'class="label">{escape(column.title)} ({better[column.better]})</text></svg>'
+        f'class="label">{escape(full_title(column))} ({better[column.better]})</text></svg>'
     )
     return Markup("".join(parts))  # noqa: S704  (every text in it is escaped above)

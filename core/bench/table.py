@@ -1,9 +1,9 @@
 """What a benchmark found: a row for each cell, and for each method over its seeds.
 
-Figures are those of each run's own summary.json. Over seeds a row has the mean and the range; a
-method is compared with the untrained Gaussian seed by seed, since both learned from the same
-measurements, with Student's interval of the mean difference, which is wide where there are few
-seeds.
+Figures are those of each run's own summary.json. Over seeds a row has the mean and the range.
+Methods are compared with some of them, the *references*, seed by seed, since all learned from the
+same measurements, with Student's interval of the mean difference, which is wide where there are
+few seeds.
 """
 
 from __future__ import annotations
@@ -11,83 +11,26 @@ from __future__ import annotations
 import csv
 import io
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
-from .grid import Cell
-from .study import CellResult, Study
+from flowdiff.core.errors import UserError, suggest
 
-__all__ = ["COLUMNS", "Column", "Row", "Table", "paired_difference", "price_of_corruption"]
+from .compare import Row, has, over_seeds, paired_difference, price_of_corruption
+from .figures import GROUPS, Column, columns_of, figures_of, floors_of
+from .grid import Cell, Grid
+from .study import Study
 
-Better = Literal["higher", "lower", "one"]
+__all__ = ["REFERENCES", "Table", "digits", "references_of", "shown"]
 
+REFERENCES = ("gaussian_fit", "flowdiff")
+"""Methods that all are compared with where nobody says otherwise: nothing learned, the paper's."""
+SHORT = ("prior.c2st", "prior.density", "prior.coverage", "posterior.c2st", "psnr", "crps", "chi2")
+"""Columns of the table on a terminal."""
 
-@dataclass(frozen=True)
-class Column:
-    """A figure of a cell.
-
-    Attributes:
-        key: its name in results.json.
-        title: its heading.
-        better: which direction is better; ``one``: 1 is right.
-        what: its definition.
-    """
-
-    key: str
-    title: str
-    better: Better
-    what: str
-
-
-COLUMNS = (
-    Column("prior.c2st", "prior C2ST", "lower", "AUC of a classifier: prior samples or clean"),
-    Column("prior.density", "prior density", "higher", "density of prior samples (k = 5)"),
-    Column("prior.coverage", "prior coverage", "higher", "share of clean images near a sample"),
-    Column("prior.recall", "prior recall", "higher", "share of clean images among samples"),
-    Column("prior.mmd", "prior MMD²", "lower", "sum of five unbiased squared MMDs"),
-    Column("prior.sliced_wasserstein", "prior sliced W2", "lower", "sliced Wasserstein distance"),
-    Column("posterior.c2st", "posterior C2ST", "lower", "the same of posterior samples"),
-    Column("posterior.density", "posterior density", "higher", "the same of posterior samples"),
-    Column("psnr", "PSNR", "higher", "dB of the posterior mean, held-out measurements"),
-    Column("ssim", "SSIM", "higher", "of the posterior mean"),
-    Column("crps", "CRPS", "lower", "continuous ranked probability score of posterior samples"),
-    Column("chi2", "χ²", "one", "whitened squared residual of posterior samples"),
-    Column("proximal_c2st", "proximal C2ST", "lower", "AUC: measurements of prior samples, or y"),
-    Column("negative_elbo", "−ELBO", "lower", "bound on −log p(y) of held-out y, nats"),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A cell, how it ended, and its figures.
-
-    Attributes:
-        cell: the combination.
-        result: how it ended.
-        figures: value, low and high by column; those that the cell has.
-        digest: of its measurements.
-        clean_images: that its training has seen.
-        floors: what a second set of clean images has, by column.
-    """
-
-    cell: Cell
-    result: CellResult
-    figures: Mapping[str, Mapping[str, float]]
-    digest: str = ""
-    clean_images: int = 0
-    floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Data and operator: what rows are compared within."""
-        return (self.cell.data.title, self.cell.operator.title)
-
-    @property
-    def who(self) -> tuple[str, str, str]:
-        """Method, prior and posterior: what is averaged over seeds."""
-        return (self.cell.key[2], self.cell.key[3], self.cell.key[4])
+Place = tuple[str, str]
+Who = tuple[str, str, str]
 
 
 class Table:
@@ -95,47 +38,91 @@ class Table:
 
     Args:
         study: the benchmark, as far as it is.
+        against: titles of methods that all are compared with; None for those of `REFERENCES` that
+            are there.
+
+    Raises:
+        UserError: `against` names none of the methods.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, against: Sequence[str] | None = None) -> None:
         self.rows = [_row(study, cell) for cell in study.cells]
         self.budget = str(study.grid.budget)
+        self.columns = columns_of(row.summary for row in self.rows if row.summary)
+        self.references = references_of(study.grid, against)
 
-    def places(self) -> list[tuple[str, str]]:
+    def places(self) -> list[Place]:
         """Every data set and operator."""
         return list(dict.fromkeys(row.place for row in self.rows))
 
-    def methods(self, place: tuple[str, str]) -> list[tuple[tuple[str, str, str], list[Row]]]:
+    def methods(self, place: Place) -> list[tuple[Who, list[Row]]]:
         """The rows of each method in a place, by seed."""
-        found: dict[tuple[str, str, str], list[Row]] = {}
+        found: dict[Who, list[Row]] = {}
         for row in self.rows:
             if row.place == place:
                 found.setdefault(row.who, []).append(row)
         return list(found.items())
 
-    def columns(self) -> list[Column]:
-        """Those that some row has."""
-        return [c for c in COLUMNS if any(c.key in row.figures for row in self.rows)]
+    def columns_in(self, place: Place, group: str) -> list[Column]:
+        """Those of a group that some row of a place has."""
+        rows = [row for row in self.rows if row.place == place]
+        return [c for c in self.columns if c.group == group and has(rows, c.key)]
+
+    def oracle(self, place: Place, prior: str) -> list[Row]:
+        """The rows of the method oracle in a place, with that prior, that saw all clean images."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            oracle = _own(row.cell.method.name) == "oracle"
+            if oracle and row.place == place and row.who[1] == prior:
+                found.setdefault(row.who[0], []).append(row)
+        return max(found.values(), key=_clean_images, default=[])
+
+    def reference(self, place: Place, title: str, who: Who) -> list[Row]:
+        """The rows that `who` is compared with: of that method, with its own parts where it can.
+
+        Empty for the method itself, and where several combinations of parts could be meant.
+        """
+        own = [(other, rows) for other, rows in self.methods(place) if other[0] == title]
+        if who[0] == title:
+            return []
+        alike = [(other, rows) for other, rows in own if other[1:] == who[1:]] or own
+        return alike[0][1] if len(alike) == 1 else []
+
+    def differences(self, place: Place, who: Who, rows: Sequence[Row]) -> dict[str, Any]:
+        """By reference and column, `paired_difference`; those that there are."""
+        found = {}
+        for title in self.references:
+            others = self.reference(place, title, who)
+            pairs = {c.key: paired_difference(rows, others, c.key) for c in self.columns}
+            found[title] = {key: pair for key, pair in pairs.items() if pair}
+        return {title: pairs for title, pairs in found.items() if pairs}
+
+    def prices(self, place: Place, who: Who, rows: Sequence[Row]) -> dict[str, Any]:
+        """Price of corruption by distance of the prior; empty for the oracle itself."""
+        oracle = self.oracle(place, who[1])
+        if oracle and oracle[0].who == who:
+            return {}
+        keys = [c.key for c in self.columns if c.distance and c.group == "prior"]
+        prices = {key: price_of_corruption(rows, oracle, key) for key in keys}
+        return {key: price for key, price in prices.items() if price}
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
             "schema": 1,
             "budget": self.budget,
-            "columns": [asdict(c) for c in self.columns()],
+            "columns": [asdict(c) for c in self.columns],
+            "references": self.references,
             "cells": [_cell_json(row) for row in self.rows],
             "methods": [self._method_json(place, who, rows) for place, who, rows in self._all()],
         }
 
-    def _all(self) -> Iterator[tuple[tuple[str, str], tuple[str, str, str], list[Row]]]:
+    def _all(self) -> Iterator[tuple[Place, Who, list[Row]]]:
         for place in self.places():
             for who, rows in self.methods(place):
                 yield place, who, rows
 
-    def _method_json(
-        self, place: tuple[str, str], who: tuple[str, str, str], rows: Sequence[Row]
-    ) -> dict[str, Any]:
-        oracle = self.oracle(place, who[1])
+    def _method_json(self, place: Place, who: Who, rows: Sequence[Row]) -> dict[str, Any]:
         return {
             "data": place[0],
             "operator": place[1],
@@ -143,35 +130,16 @@ class Table:
             "prior": who[1],
             "posterior": who[2],
             "seeds": len([row for row in rows if row.figures]),
-            "figures": {c.key: over_seeds(rows, c.key) for c in COLUMNS if has(rows, c.key)},
-            "minus_untrained": {
-                c.key: found
-                for c in COLUMNS
-                if (found := paired_difference(rows, self.untrained(place), c.key))
-            },
-            "price_of_corruption": {
-                key: price for key in PRICED if (price := price_of_corruption(rows, oracle, key))
-            },
+            "figures": {c.key: over_seeds(rows, c.key) for c in self.columns if has(rows, c.key)},
+            "differences": self.differences(place, who, rows),
+            "price_of_corruption": self.prices(place, who, rows),
         }
-
-    def oracle(self, place: tuple[str, str], prior: str) -> list[Row]:
-        """The rows of the method oracle in a place, with that prior."""
-        names = ("oracle", "flowdiff:oracle")
-        return [
-            row
-            for row in self.rows
-            if row.place == place and row.cell.method.name in names and row.who[1] == prior
-        ]
-
-    def untrained(self, place: tuple[str, str]) -> list[Row]:
-        """The rows of the untrained Gaussian in a place."""
-        return [r for r in self.rows if r.place == place and r.cell.method.name == UNTRAINED]
 
     def to_csv(self) -> str:
         """A line for each cell."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        keys = [c.key for c in self.columns()]
+        keys = [c.key for c in self.columns]
         spent = ("steps", "seconds", "network_calls")
         bounds = [f"{key}{suffix}" for key in keys for suffix in ("", ".low", ".high")]
         head = ("data", "operator", "method", "prior", "posterior", "seed", "status", "reason")
@@ -196,34 +164,60 @@ class Table:
         return stream.getvalue()
 
     def to_markdown(self) -> str:
-        """A table for each data set and operator, means over seeds with their range."""
+        """Tables for each data set and operator, means over seeds with their range."""
         parts = [f"Budget of each run: {self.budget}.\n"]
         for place in self.places():
             parts.append(f"## {place[0]}, {place[1]}\n")
-            columns = [c for c in self.columns() if self._in_place(place, c)]
-            head = ["method", "seeds", *(c.title for c in columns)]
-            lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-            for who, rows in self.methods(place):
-                name = " ".join(word for word in who if word)
-                ended = [row for row in rows if row.figures]
-                if ended:
-                    cells = [shown(over_seeds(rows, c.key)) for c in columns]
-                    lines.append("| " + " | ".join([name, str(len(ended)), *cells]) + " |")
-                for row in rows:
-                    if row.result.status != "finished":
-                        text = f"{name}, seed {row.cell.seed}: {row.result.status}"
-                        if row.result.reason:
-                            text += f", {row.result.reason}".replace("|", "\\|")
-                        lines.append(f"| {text} |" + " |" * (len(head) - 1))
-            parts.append("\n".join(lines) + "\n")
+            for group, heading in GROUPS.items():
+                columns = self.columns_in(place, group)
+                if columns:
+                    parts.append(f"### {heading}\n")
+                    parts.append(self._markdown(place, columns))
+            for title in self.references:
+                lines = self._markdown_differences(place, title)
+                if lines:
+                    parts.append(
+                        f"### Minus {title}, seed by seed (mean and Student's 95 % interval)\n"
+                    )
+                    parts.append("\n".join(lines) + "\n")
+            stopped = [
+                f"- {row.cell.title}: {row.result.status}"
+                + (f", {row.result.reason}" if row.result.reason else "")
+                for row in self.rows
+                if row.place == place and row.result.status != "finished"
+            ]
+            if stopped:
+                parts.append("### Not finished\n")
+                parts.append("\n".join(stopped) + "\n")
         return "\n".join(parts)
 
-    def _in_place(self, place: tuple[str, str], column: Column) -> bool:
-        return any(row.place == place and column.key in row.figures for row in self.rows)
+    def _markdown(self, place: Place, columns: Sequence[Column]) -> str:
+        lines = _head(["method", "seeds", *(c.title for c in columns)])
+        for who, rows in self.methods(place):
+            ended = [row for row in rows if row.figures]
+            if any(has(rows, c.key) for c in columns):
+                cells = [shown(over_seeds(rows, c.key)) for c in columns]
+                lines.append(_line([name_of(who, ended), str(len(ended)), *cells]))
+        return "\n".join(lines) + "\n"
+
+    def _markdown_differences(self, place: Place, title: str) -> list[str]:
+        found = {
+            who: (rows, self.differences(place, who, rows).get(title, {}))
+            for who, rows in self.methods(place)
+        }
+        columns = [c for c in self.columns if any(c.key in pairs for _, pairs in found.values())]
+        if not columns:
+            return []
+        lines = _head(["method", *(full_title(c) for c in columns)])
+        for who, (rows, pairs) in found.items():
+            if pairs:
+                cells = [spread(pairs.get(c.key)) for c in columns]
+                lines.append(_line([name_of(who, rows), *cells]))
+        return lines
 
     def short(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows for a terminal: means over seeds, of a few columns."""
-        columns = [c for c in self.columns() if c.key in SHORT]
+        columns = [c for c in self.columns if c.key in SHORT]
         rows = []
         for place, who, own in self._all():
             ended = [row for row in own if row.figures]
@@ -232,84 +226,64 @@ class Table:
             rows.append(
                 [
                     *place,
-                    " ".join(word for word in who if word),
+                    name_of(who, ended),
                     f"{len(ended)}/{len(own)}",
                     *("" if mean is None else digits(mean["mean"]) for mean in means),
                     first,
                 ]
             )
-        return ["data", "operator", "method", "seeds", *(c.title for c in columns), ""], rows
+        head = ["data", "operator", "method", "seeds", *(full_title(c) for c in columns), ""]
+        return head, rows
 
 
-UNTRAINED = "gaussian_fit"
-"""The method that every other is compared with, seed by seed."""
-PRICED = ("prior.sliced_wasserstein", "prior.mmd")
-"""Distances, of which the price of corruption is a ratio."""
-SHORT = ("prior.c2st", "prior.density", "prior.coverage", "posterior.c2st", "psnr", "crps", "chi2")
-"""Columns of the table on a terminal."""
+def references_of(grid: Grid, against: Sequence[str] | None) -> list[str]:
+    """Titles of the methods that all are compared with.
 
+    Args:
+        grid: the benchmark's.
+        against: what was asked for; None for those of `REFERENCES` that are there.
 
-def has(rows: Sequence[Row], key: str) -> bool:
-    """Whether some row has that figure."""
-    return any(key in row.figures for row in rows)
-
-
-def over_seeds(rows: Sequence[Row], key: str) -> dict[str, float] | None:
-    """Mean, least and largest of a figure over the seeds that have it; None for none."""
-    values = [row.figures[key]["value"] for row in rows if key in row.figures]
-    if not values:
-        return None
-    return {"mean": statistics.fmean(values), "least": min(values), "largest": max(values)}
-
-
-def paired_difference(
-    rows: Sequence[Row], others: Sequence[Row], key: str, level: float = 0.95
-) -> dict[str, float] | None:
-    """The mean difference of two methods over the seeds that both have, with its interval.
-
-    Student's: exact for differences that are normally distributed. None with fewer than two seeds.
+    Raises:
+        UserError: the grid has no such method.
     """
-    from scipy.stats import t
-
-    left = {row.cell.seed: row.figures[key]["value"] for row in rows if key in row.figures}
-    right = {row.cell.seed: row.figures[key]["value"] for row in others if key in row.figures}
-    differences = [left[seed] - right[seed] for seed in left if seed in right]
-    if len(differences) < 2:
-        return None
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    reach = float(t.ppf((1 + level) / 2, len(differences) - 1)) * error
-    return {
-        "mean": mean,
-        "low": mean - reach,
-        "high": mean + reach,
-        "seeds": float(len(differences)),
-    }
+    titles = [entry.title for entry in grid.methods]
+    for title in against or ():
+        if title not in titles:
+            raise UserError(
+                f"--against {title}: the benchmark has no such method{suggest(title, titles)}"
+            )
+    if against is None:
+        return [e.title for e in grid.methods if _own(e.name) in REFERENCES]
+    return list(dict.fromkeys(against))
 
 
-def price_of_corruption(
-    rows: Sequence[Row], oracle: Sequence[Row], key: str
-) -> dict[str, float] | None:
-    """distance(learned)/distance(oracle), mean and range over the seeds that both have.
+def full_title(column: Column) -> str:
+    """Its heading where no table's heading says of what it is."""
+    of = column.key.partition(".")[0] if "." in column.key else ""
+    return f"{of} {column.title}".strip()
 
-    None where the oracle's distance is at its floor: its interval reaches that of a second set of
-    clean images, or 0, and a ratio to it would be one to noise.
-    """
-    floor = {row.cell.seed: row.floors.get(key) for row in oracle}
-    clean = {row.cell.seed: row.figures[key] for row in oracle if key in row.figures}
-    ratios = []
-    for row in rows:
-        figure = row.figures.get(key)
-        best = clean.get(row.cell.seed)
-        if figure is None or best is None:
-            continue
-        lowest = floor[row.cell.seed]
-        if best["low"] <= max(0.0, 0.0 if lowest is None else lowest["high"]):
-            return None
-        ratios.append(figure["value"] / best["value"])
-    if not ratios:
-        return None
-    return {"mean": statistics.fmean(ratios), "least": min(ratios), "largest": max(ratios)}
+
+def name_of(who: Who, rows: Sequence[Row]) -> str:
+    """Method, prior and posterior, and how many clean images were seen in training, if any."""
+    seen = _clean_images(rows)
+    return " ".join(word for word in who if word) + (f" ({seen:,} clean images)" if seen else "")
+
+
+def _own(name: str) -> str:
+    """The name of a bundled part without its package, which may stand before it."""
+    return name.removeprefix("flowdiff:")
+
+
+def _clean_images(rows: Sequence[Row]) -> int:
+    return max((row.clean_images for row in rows), default=0)
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_line(cells), "|" + "---|" * len(cells)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def shown(figure: Mapping[str, float] | None) -> str:
@@ -320,6 +294,13 @@ def shown(figure: Mapping[str, float] | None) -> str:
     if least == largest:
         return digits(mean)
     return f"{digits(mean)} ({digits(least)}…{digits(largest)})"
+
+
+def spread(pair: Mapping[str, float] | None) -> str:
+    """A difference and its interval in few characters."""
+    if pair is None:
+        return ""
+    return f"{digits(pair['mean'])} ({digits(pair['low'])}…{digits(pair['high'])})"
 
 
 def digits(value: float) -> str:
@@ -338,44 +319,12 @@ def _row(study: Study, cell: Cell) -> Row:
     return Row(
         cell,
         result,
-        dict(_figures(summary)),
+        figures_of(summary),
         summary["measurements"]["digest"],
         summary["clean_images_used"],
-        {
-            f"prior.{metric}": {k: float(figure[k]) for k in ("value", "low", "high")}
-            for row in summary["rows"]
-            if row["name"] == "second_split"
-            for metric, figure in row["figures"].items()
-        },
+        floors_of(summary),
+        summary,
     )
-
-
-def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Value and interval of every column that a summary.json has."""
-
-    def bounds(figure: Mapping[str, Any]) -> dict[str, float]:
-        return {key: float(figure[key]) for key in ("value", "low", "high")}
-
-    # A closed form has no prior but the untrained one.
-    for row in summary["rows"]:
-        if row["name"] in ("prior", "posterior"):
-            for metric, figure in row["figures"].items():
-                yield f"{row['name']}.{metric}", bounds(figure)
-    restoration = summary.get("restoration")
-    if restoration:
-        mean = next(row for row in restoration["rows"] if row["name"] == "posterior_mean")
-        for metric in ("psnr", "ssim"):
-            if metric in mean:
-                yield metric, bounds(mean[metric])
-        if restoration.get("crps"):
-            yield "crps", bounds(restoration["crps"]["posterior"])
-    space = summary["measurement_space"]
-    if "chi2" in space:
-        yield "chi2", bounds(space["chi2"]["posterior"])
-    if "proximal_c2st" in space:
-        yield "proximal_c2st", bounds(space["proximal_c2st"]["prior"])
-    if "negative_elbo" in space:
-        yield "negative_elbo", bounds(space["negative_elbo"])
 
 
 def _cell_json(row: Row) -> dict[str, Any]:

@@ -72,6 +72,13 @@ def bench(
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method that all are compared with, seed by seed; may be repeated [default: "
+            "gaussian_fit and flowdiff, where they are there]."
+        ),
+    ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try runs again that failed or were refused.")
     ] = False,
@@ -86,6 +93,7 @@ def bench(
     on when the same command is typed again, or `flowdiff bench FOLDER`.
     """
     from flowdiff.core.bench import Study
+    from flowdiff.core.bench.table import references_of
     from flowdiff.core.registry import get_registry
 
     options = {
@@ -99,6 +107,8 @@ def bench(
     folder = out if out is not None else grid if asked is None else Path("bench") / _name(asked)
     assert folder is not None
     place = _launcher(launcher, launcher_setting or [])
+    if asked is not None:
+        references_of(asked, against)
     if dry_run and asked is not None:
         _plan(Study(folder, asked, get_registry()), as_json)
         return
@@ -108,12 +118,13 @@ def bench(
         # Before anything is written: what is misspelt leaves no folder behind.
         refused = _checked(list(asked.cells(registry)))
     study = Study.open(folder, asked, registry)
+    references_of(study.grid, against)
     if dry_run:
         _plan(study, as_json)
         return
     with study.locked():
         _run(study, place, threads, retry, refused)
-        _finish(study, as_json)
+        _finish(study, against, as_json)
     if not any(study.result(cell).status == "finished" for cell in study.cells):
         raise typer.Exit(1)
 
@@ -314,10 +325,10 @@ def _run(
     place.run(jobs, ended)
 
 
-def _finish(study: Study, as_json: bool) -> None:
+def _finish(study: Study, against: list[str] | None, as_json: bool) -> None:
     from flowdiff.core.bench.output import write_results
 
-    table = write_results(study)
+    table = write_results(study, against)
     if as_json:
         typer.echo(json.dumps(table.to_json(), indent=2, ensure_ascii=False))
         return

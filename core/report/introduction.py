@@ -10,7 +10,7 @@ from flowdiff.core.space import ImageSpace
 from .numbers import HARD_SPACE, duration, words
 from .restoration import restored
 
-__all__ = ["introduction", "operator_in_words", "title"]
+__all__ = ["introduction", "operator_in_words", "saw_clean", "title"]
 
 FOLDS = {
     "sealed": "The clean reference data is the sealed fold’s, which no setting was chosen on.",
@@ -24,11 +24,17 @@ def title(summary: Mapping[str, Any], control: bool) -> str:
     """The page's title."""
     through = " + ".join(part["name"] for part in summary["operator"])
     data = summary["data"] if summary.get("simulated", True) else "measured data"
-    if control or not summary["cost"]["training_steps"] or summary["clean_images_used"]:
+    if control or not summary["cost"]["training_steps"] or saw_clean(summary):
         return f"The control {summary['method']}: {data} through {through}"
     what = ["prior"] * ("prior" in summary["cost"]["parameters"])
     what += ["posterior"] * bool(restored(summary))
     return f"A clean {words(what) or 'model'} of {data}, learned through {through}"
+
+
+def saw_clean(summary: Mapping[str, Any]) -> bool:
+    """Whether training saw the clean images behind measurements, not a few given beside them."""
+    few = summary.get("clean_examples", 0)
+    return bool(summary["clean_images_used"] > few or (few and summary.get("control")))
 
 
 def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
@@ -46,11 +52,13 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
     count = f"{measured['train']:,}"
     # Measurements that were made elsewhere are of no named data set.
     named = f" of {summary['data']}" if summary.get("simulated", True) else ""
-    source = (
-        f"the {used:,} clean {things} behind the measurements"
-        if used
-        else f"{count} corrupted measurements{named} ({shape})"
-    )
+    few = summary.get("clean_examples", 0)
+    source = f"{count} corrupted measurements{named} ({shape})"
+    if saw_clean(summary):
+        behind = f"{used:,} of the clean" if few else f"the {used:,} clean"
+        source = f"{behind} {things} behind the measurements"
+    elif few:
+        source += f" and {few:,} clean {things}"
     if cost["training_steps"]:
         learned = f"The method {summary['method']} learned {words(parts)} from {source}"
     else:

@@ -93,6 +93,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "things": space.noun,
         "quality": quality(summary),
         "has_ssim": len(space.spatial) == 2,
+        "has_lpips": any(row.lpips for row in estimates(summary)),
         "level": round(100 * LEVEL),
         "bootstrap": run.config.eval.bootstrap,
         "references": _references(run, summary),

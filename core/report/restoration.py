@@ -15,12 +15,13 @@ __all__ = ["Check", "Estimate", "checks", "estimates", "gains", "quality", "rest
 
 @dataclass(frozen=True)
 class Estimate:
-    """One way to restore; `ssim` is None where it is not defined."""
+    """One way to restore; `ssim` and `lpips` are None where they are not defined."""
 
     label: str
     learned: bool
     psnr: Cell
     ssim: Cell | None
+    lpips: Cell | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def estimates(summary: Mapping[str, Any]) -> list[Estimate]:
             row["name"].startswith("posterior"),
             _cell(row["psnr"], 2),
             _cell(row["ssim"], 3) if "ssim" in row else None,
+            _cell(row["lpips"], 3) if "lpips" in row else None,
         )
         for row in (summary.get("restoration") or {"rows": []})["rows"]
     ]

@@ -14,6 +14,7 @@ from flowdiff.core.space import ImageSpace
 
 from .comparison import Comparison, Outcome, comparisons, unlike_splits
 from .interval import Interval
+from .introduction import saw_clean
 from .numbers import HARD_SPACE, figure, span, words
 from .price import prices
 from .restoration import quality
@@ -121,9 +122,13 @@ def _headline(summary: Mapping[str, Any], pairs: list[Comparison], gain: Interva
     if not parts:
         parts = ["no learned row could be compared with an untrained one"]
     used = summary["clean_images_used"]
-    control = f"A control, trained on {used:,} clean {_things(summary)}: " if used else ""
+    before = ""
+    if saw_clean(summary):
+        before = f"A control, trained on {used:,} clean {_things(summary)}: "
+    elif used:
+        before = f"With {used:,} clean {_things(summary)} beside the measurements: "
     text = "; ".join(parts)
-    return control + (text if control else text[0].upper() + text[1:])
+    return before + (text if before else text[0].upper() + text[1:])
 
 
 def _standing(pair: Comparison) -> str:

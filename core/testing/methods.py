@@ -26,6 +26,8 @@ from .law import DoesNotApply, LawBroken, Laws
 __all__ = ["LAWS", "MethodCase"]
 
 STEPS, BATCH = 8, 16
+EXAMPLES = 4
+"""Clean images that are given to a method that learns from a few."""
 OPERATORS = ("gaussian_noise", "random_mask+gaussian_noise", "gaussian_blur+gaussian_noise")
 """A method is tried with the first that it supports."""
 
@@ -81,10 +83,17 @@ class MethodCase(Case):
         )
         return resolve(request, component.registry)
 
-    def session(self, folder: Path | None = None, checkpoint: Checkpoint | None = None) -> Session:
-        """The run, at its start or at a checkpoint."""
+    def session(
+        self,
+        folder: Path | None = None,
+        checkpoint: Checkpoint | None = None,
+        examples: int = 0,
+    ) -> Session:
+        """The run, at its start or at a checkpoint; with a few clean images, if any are wanted."""
         file = None if folder is None else folder / "measurements.safetensors"
-        return Session.build(self.config, self.component.registry, file, checkpoint)
+        train = self.config.train.model_copy(update={"clean_images": examples})
+        config = self.config.model_copy(update={"train": train})
+        return Session.build(config, self.component.registry, file, checkpoint)
 
     @cached_property
     def started(self) -> Session:
@@ -148,6 +157,25 @@ def no_clean_images(case: MethodCase) -> str:
     if (clean is None) == needs:
         raise LawBroken("needs_clean, and the images are not there, or the other way round")
     return "a control: it sees them" if needs else "none"
+
+
+@LAWS.law(
+    "a few clean images that it is given change what it learns, where it declares few_clean",
+    "few_clean on a method that never looks at `ctx.examples`",
+)
+def few_clean(case: MethodCase) -> str:
+    if not case.started.method.few_clean:
+        raise DoesNotApply("it learns from measurements alone")
+    session = case.session(examples=EXAMPLES)
+    train(session, STEPS)
+    if session.clean_images_used != EXAMPLES:
+        raise LawBroken(f"given {EXAMPLES}, the run says that it used {session.clean_images_used}")
+    with_them, without = session.method.state().tensors, case.trained.method.state().tensors
+    if all(
+        name in without and torch.equal(value, without[name]) for name, value in with_them.items()
+    ):
+        raise LawBroken(f"with {EXAMPLES} clean images it learns what it learns without")
+    return f"{EXAMPLES} of them are learned from"
 
 
 @LAWS.law(

@@ -36,6 +36,8 @@ ARCHIVES = frozenset({".npy", ".npz"}) | HDF5
 """Endings of files that hold many measurements, in lower case."""
 _MEASURED = ("y", "y_train", "arr_0")
 """Names of the measurements in an archive: ours, deepinv's HDF5Dataset's, numpy's own."""
+_CLEAN = ("x", "x_train", "arr_0")
+"""The same of clean images."""
 _SINGLE = "array"
 _NOT_PARAMETERS = ("x", "x_train", "x_test", "y_test")
 
@@ -72,30 +74,33 @@ class MeasuredFiles:
 
     Args:
         path: a folder, an archive, or one picture, whose pages are then measurements like rows.
+        images: whether they are clean images, and named so in an archive.
 
     Raises:
         UserError: nothing was named, it does not exist, or there is nothing in it.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, images: bool = False) -> None:
         if path is None:
             raise UserError("which measurements? give --measurements PATH")
+        self._what = ("clean images", _CLEAN) if images else ("measurements", _MEASURED)
         path = path.expanduser()
         self.alone = path.is_file()
         if self.alone and path.suffix.lower() not in ARCHIVES | EXTENSIONS:
             raise UserError(f"{path}: give a folder, or {_endings(ARCHIVES)}")
         if not self.alone and not path.is_dir():
-            raise UserError(f"{path} does not exist; give measurements, a folder or an archive")
+            raise UserError(f"{path} does not exist; give {self._what[0]}, a folder or an archive")
         self.top = path.parent if self.alone else path
         self.files = [path] if self.alone else _sorted(path)
         if not self.files:
-            raise UserError(f"{path} holds no measurement ({_endings(EXTENSIONS)})")
+            raise UserError(f"{path} holds no {self._what[0]} ({_endings(EXTENSIONS)})")
 
     @cached_property
     def _rows(self) -> Any | None:
         """The array of all measurements, of an archive that was named; of NPZ read at once."""
         file = self.files[0]
-        return _stack(file) if self.alone and file.suffix.lower() in ARCHIVES else None
+        archive = self.alone and file.suffix.lower() in ARCHIVES
+        return _stack(file, *self._what) if archive else None
 
     def __iter__(self) -> Iterator[Entry]:
         """The measurements one by one; of unreadable files the problem.
@@ -186,8 +191,8 @@ class _HDF5Rows:
                 yield stored[row]
 
 
-def _stack(path: Path) -> Any:
-    """The array of all measurements in an archive; rows of NPY and HDF5 are read when wanted."""
+def _stack(path: Path, what: str, names: tuple[str, ...]) -> Any:
+    """The array of all of them in an archive; rows of NPY and HDF5 are read when wanted."""
     import numpy as np
 
     if path.suffix.lower() in HDF5:
@@ -199,16 +204,16 @@ def _stack(path: Path) -> Any:
             raise UserError(_unreadable(path, error)) from error
     else:
         arrays = dict(read_arrays(path))
-    name = next((name for name in (*_MEASURED, _SINGLE) if name in arrays), None)
+    name = next((name for name in (*names, _SINGLE) if name in arrays), None)
     if name is None:
         raise UserError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; the measurements must be "
-            "named y"
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; the {what} must be "
+            f"named {names[0]}"
         )
     if arrays[name].ndim < 2:
         raise UserError(f"{path}: {name} has shape {arrays[name].shape}, and not (N, …)")
     if not len(arrays[name]):
-        raise UserError(f"{path} holds no measurement: {name} has shape {arrays[name].shape}")
+        raise UserError(f"{path} holds no {what}: {name} has shape {arrays[name].shape}")
     return arrays[name]
 
 

@@ -19,6 +19,9 @@ Operator parameters ω that differ from measurement to measurement (masks, kerne
 ``data.params``, an NPZ or HDF5 file with an array of leading size N for each, in the order of the
 files' names as text.
 
+A few clean images, where there are some, come in ``data.clean`` as measurements do, with the file
+values of the same range; an archive names them ``x``.
+
 Measurements that are larger than the network's images, and of several sizes, are cut into windows
 with ``data.crop`` (`flowdiff.core.windows`); parameters that lie along the pixels are cut with
 them.
@@ -85,6 +88,11 @@ class MeasuredFilesConfig(MeasuredConfig):
         "file",
         description="what must stay in one split: each file, each sub-folder, or each window of "
         "data.crop",
+    )
+    clean: Path | None = Field(
+        None,
+        description="folder or archive of a few clean images, in the same units, for "
+        "train.clean_images",
     )
     bounded: bool | None = Field(
         None,
@@ -183,6 +191,54 @@ class Measured(MeasuredDataset):
     def to_files(self, x: Tensor) -> Tensor:
         scale, offset = _scale(self.file_range or (-1.0, 1.0))
         return scale * x.double() + offset
+
+    @property
+    def has_clean_images(self) -> bool:
+        return self.settings.clean is not None
+
+    def clean_images(self) -> Tensor:
+        """Those of ``data.clean``, or windows of ``data.crop`` of them, (n, C, *spatial)."""
+        if self.settings.clean is None:
+            raise UserError(
+                "train.clean_images: measured data has none but those of data.clean; name a "
+                "folder, or set it to 0"
+            )
+        files = MeasuredFiles(self.settings.clean, images=True)
+        scale, offset = _scale(self.file_range or (-1.0, 1.0))
+        found = [(self._clean(entry).double() - offset) / scale for entry in files]
+        return torch.cat(found).float()
+
+    def _clean(self, entry: Entry) -> Tensor:
+        """The images of one entry, in file values, (n, C, *spatial).
+
+        Raises:
+            UserError: it does not fit.
+        """
+        if entry.problem:
+            raise UserError(entry.problem)
+        wanted = self.space.shape
+        if entry.dtype != self._first.dtype:
+            raise UserError(
+                f"{entry.name} holds {entry.dtype} values, the measurements {self._first.dtype}"
+            )
+        values, crop = fitted(entry.values, wanted), self.settings.crop
+        if values is not None:
+            images = torch.from_numpy(values.astype(float))[None]
+        else:
+            values = as_image(entry.values, wanted) if crop else None
+            if values is None or min(values.shape[1:]) < (crop or 0):
+                raise UserError(
+                    f"{entry.name} has shape {_shape(entry.values.shape)}, and clean images have "
+                    f"{_shape(wanted)}; leave the file out"
+                )
+            images = (
+                Tiling(wanted[1:], 0)
+                .disjoint(values.shape[1:])
+                .cut(torch.from_numpy(values.astype(float)))
+            )
+        if not torch.isfinite(images).all():
+            raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
+        return images
 
     def _observation(
         self,

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from flowdiff.core import RunContext, Trainable
 
+from ._examples import with_examples
+
 __all__ = ["score_matching"]
 
 
@@ -19,7 +21,8 @@ def score_matching(
     Args:
         ctx: with a prior.
         trainable: the prior's.
-        draw: gives the images of one step, with shape (B, C, *spatial), without gradient.
+        draw: gives the images of one step, with shape (B, C, *spatial), without gradient; of a few
+            clean images that the run was given some are put in their place.
         steps: updates.
     """
     assert ctx.prior is not None
@@ -27,7 +30,8 @@ def score_matching(
         return 0.0, 0.0
     ctx.prior.train()
     for _ in range(steps):
-        denoising = ctx.prior("loss", draw(), ctx.streams.get("denoising")).mean()
+        images = with_examples(draw(), ctx)
+        denoising = ctx.prior("loss", images, ctx.streams.get("denoising")).mean()
         norm = trainable.update(denoising)
     ctx.prior.eval()
     return float(denoising.detach()), norm

@@ -49,6 +49,7 @@ from flowdiff.core import (
     randn,
 )
 
+from ._examples import joined
 from ._settings import PriorSettings
 from ._white_noise import check_levels, log_uniform, noise_levels, one_level, random_index
 
@@ -76,6 +77,7 @@ class AmbientDiffusion(Method):
 
     nested = {"network": "network"}
     roles = Roles()
+    few_clean = True
     artifacts = frozenset({"sample", "restore"})
     config: Config
 
@@ -107,6 +109,10 @@ class AmbientDiffusion(Method):
         self._mean = ctx.moments.mean
         self._variance = float(ctx.moments.variances.mean())
         self._seen = seen_pixels(ctx.observations)
+        self._images, self._levels = joined(ctx.observations, self._noise, ctx.examples)
+        # Of a clean image everything is seen; samples take the masks of measurements.
+        whole = self._seen.new_ones(len(self._images) - len(self._seen), *ctx.space.shape)
+        self._shown = torch.cat([self._seen, whole])
         updates = ctx.total_steps * self.config.updates
         self.trainables = {"network": Trainable(self.network, self.config.optim_prior, updates)}
 
@@ -129,10 +135,10 @@ class AmbientDiffusion(Method):
         self.network.train()
         for _ in range(self.config.updates):
             chosen = random_index(
-                len(self._noise), self.config.prior_batch, generator, self._noise
+                len(self._levels), self.config.prior_batch, generator, self._levels
             )
             loss = self.loss(
-                ctx.observations.y[chosen], self._seen[chosen], self._noise[chosen], generator
+                self._images[chosen], self._shown[chosen], self._levels[chosen], generator
             ).mean()
             norm = self.trainables["network"].update(loss)
         self.network.eval()

@@ -21,7 +21,13 @@ so that the minimum is E[x | x_σ] although no clean image is seen. Below σ_n n
   a draw: exact in the limit of small steps, with too little variance in few. So many lead from y
   to σ', and several from σ' to σ''. Samples, and restorations of y, go on to σ_min.
 
+A few clean images, where a run is given them, are learned from at all levels, the noisy ones above
+σ_n only.
+
 References:
+    | How much is a noisy image worth? Data Scaling Laws for Ambient Diffusion (Daras et al., 2025)
+    | https://arxiv.org/abs/2411.02780
+
     | Consistent Diffusion Meets Tweedie: Training Exact Ambient Diffusion Models with Noisy Data
     | (Daras et al., 2024)
     | https://arxiv.org/abs/2404.10177
@@ -53,6 +59,7 @@ from flowdiff.core import (
     randn,
 )
 
+from ._examples import joined
 from ._settings import PriorSettings
 from ._white_noise import (
     check_levels,
@@ -89,6 +96,7 @@ class AmbientTweedie(Method):
         updates: int = Field(2, ge=1, description="updates per step")
 
     roles = Roles(prior=True)
+    few_clean = True
     artifacts = frozenset({"sample", "restore"})
     config: Config
 
@@ -119,6 +127,7 @@ class AmbientTweedie(Method):
                 f"{float(self._sigma.min()):.3g}) has to be above prior.sigma_min/method.ratio, "
                 f"{least:.3g}; give a smaller prior.sigma_min, or take variant=truncated"
             )
+        self._images, self._levels = joined(ctx.observations, self._sigma, ctx.examples)
         updates = ctx.total_steps * self.config.updates
         self.trainables = {"prior": Trainable(ctx.prior, self.config.optim_prior, updates)}
 
@@ -130,15 +139,16 @@ class AmbientTweedie(Method):
         figures: dict[str, float] = {}
         for _ in range(self.config.updates):
             chosen = random_index(
-                len(self._sigma), self.config.prior_batch, generator, self._sigma
+                len(self._levels), self.config.prior_batch, generator, self._levels
             )
-            y, noise = ctx.observations.y[chosen], self._sigma[chosen]
+            y, noise = self._images[chosen], self._levels[chosen]
             loss = above(ctx.prior, y, noise, generator).mean()
             figures["denoising"] = float(loss.detach())
             if self.config.variant == "consistency":
                 # Dropout would add its own variance to the square of a difference.
                 ctx.prior.eval()
-                extra = self._consistency(ctx.prior, y, noise, generator).mean()
+                noisy = noise > 0
+                extra = self._consistency(ctx.prior, y[noisy], noise[noisy], generator).mean()
                 ctx.prior.train()
                 figures["consistency"] = float(extra.detach())
                 loss = loss + self.config.consistency * extra
@@ -206,8 +216,11 @@ class AmbientTweedie(Method):
 
 
 def above(prior: DiffusionPrior, y: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw of the loss above σ_n, with shape (B,), for y (B, C, *spatial) and σ_n (B,)."""
-    sigma, width = log_uniform(noise, prior.sigma_max, generator)
+    """One draw of the loss above σ_n, with shape (B,), for y (B, C, *spatial) and σ_n (B,).
+
+    Where σ_n is 0, y is clean, and learned from at all levels: denoising score matching.
+    """
+    sigma, width = log_uniform(noise.clamp_min(prior.sigma_min), prior.sigma_max, generator)
     share = expand(1 - (noise / sigma) ** 2, y)
     more = (expand(sigma, y) ** 2 * share).sqrt()
     x = y + more * randn(y.shape, generator, y.device, y.dtype)

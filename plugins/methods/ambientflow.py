@@ -40,6 +40,7 @@ from flowdiff.core import (
     RunContext,
     Trainable,
     UserError,
+    random_rows,
 )
 
 from ._settings import AdamSettings
@@ -55,10 +56,14 @@ class AmbientFlow(Method):
 
         lr: float = Field(1e-3, gt=0, description="peak learning rate")
         clip: float = Field(50.0, gt=0, description="gradient norm limit (the loss is in nats)")
+        clean_batch: int = Field(
+            64, ge=1, description="clean images per step, where a few are given"
+        )
         samples: int = Field(4, ge=1, description="M, importance samples of each measurement")
 
     roles = Roles(prior=True, posterior=True, density=True, prior_density=True)
     part_defaults: ClassVar[dict[str, str]] = {"prior": "flow"}
+    few_clean = True
     artifacts = frozenset({"sample", "restore"})
     config: Config
 
@@ -79,9 +84,16 @@ class AmbientFlow(Method):
         self.trainables = {"both": Trainable(both, optim, ctx.total_steps)}
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
+        assert ctx.prior is not None
         log_w = log_weights(ctx, batch.observation, self.config.samples, ctx.streams.get("flow"))
         bound = importance_bound(log_w).mean()
-        norm = self.trainables["both"].update(-bound)
+        loss = -bound
+        if ctx.examples is not None:
+            generator = ctx.streams.get("examples")
+            clean = random_rows(ctx.examples, self.config.clean_batch, generator)
+            share = len(ctx.examples) / len(ctx.observations)
+            loss = loss + share * ctx.prior("nll_bound", clean, generator).mean()
+        norm = self.trainables["both"].update(loss)
         share = log_w.detach().softmax(0).square().sum(0).reciprocal().mean()
         return {
             "loss": -float(bound.detach()),

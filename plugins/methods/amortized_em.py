@@ -189,6 +189,7 @@ class AmortizedEM(WithSolver):
             return self
 
     roles = Roles(prior=True, posterior=True, density=True)
+    few_clean = True
     train_defaults: ClassVar[Mapping[str, Any]] = {"steps": 400}
     # The chains of a measurement are its particles: more would be drawn and thrown away.
     nested_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {

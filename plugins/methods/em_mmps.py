@@ -61,6 +61,7 @@ class EMMMPS(WithSolver):
         lap_steps: int = Field(250, ge=1, description="steps of a lap: updates of its M-step")
 
     roles = Roles(prior=True)
+    few_clean = True
 
     @classmethod
     def cycle(cls, settings: Mapping[str, Any]) -> int:

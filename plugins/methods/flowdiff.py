@@ -79,6 +79,7 @@ class FlowDiff(Method):
         )
 
     roles = Roles(prior=True, posterior=True, density=True)
+    few_clean = True
     artifacts = frozenset({"sample", "restore"})
     config: Config
 

@@ -48,6 +48,7 @@ from flowdiff.core import (
     randn,
 )
 
+from ._examples import with_examples
 from ._settings import PriorSettings
 from ._white_noise import check_prior, log_uniform, noise_levels, only_white_noise, random_index
 from ._with_solver import WithSolver
@@ -70,6 +71,7 @@ class SUREScore(WithSolver):
         updates: int = Field(2, ge=1, description="updates per step")
 
     roles = Roles(prior=True)
+    few_clean = True
     artifacts = frozenset({"sample", "restore"})
     config: Config
 
@@ -110,7 +112,8 @@ class SUREScore(WithSolver):
             matching = loss.new_zeros(())
             ctx.prior.train()
             if weight > 0:
-                matching = score_matching(ctx.prior, denoised, generator).mean()
+                images = with_examples(denoised, ctx)
+                matching = score_matching(ctx.prior, images, generator).mean()
                 loss = loss + weight * matching
             norm = self.trainables["prior"].update(loss)
         ctx.prior.eval()

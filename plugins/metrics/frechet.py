@@ -10,7 +10,7 @@ of the two Gaussians, and *by construction* sees means and covariances only: a G
 data's own moments scores like the data. The estimate is biased upwards, by more with fewer images:
 compare sets of equal size.
 
-With Inception features it is the FID. Those need weights that are not part of this package.
+In the features of a network it is `flowdiff.plugins.metrics.frechet_inception`.
 
 References:
     | Dowson & Landau (1982), "The Fréchet distance between multivariate normal distributions"
@@ -64,23 +64,42 @@ class Frechet(Metric):
         Raises:
             UserError: shapes differ, fewer than three images, or values that are not finite.
         """
-        x, y = (rows.double() for rows in as_rows(samples, reference, generator, at_least=3))
-        centre = y.mean(0)
-        count = min(self.config.components, x.shape[1], len(y) - 1)
-        basis = torch.linalg.svd(y - centre, full_matrices=False)[2][:count].mT
-        x, y = (x - centre) @ basis, (y - centre) @ basis
+        as_rows(samples, reference, generator, at_least=3)
+        x, y = self.features(samples, reference)
         value = float(frechet(x, y))
         rows = [draw_indices(len(s), self.config.bootstrap, generator) for s in (x, y)]
         replicates = torch.stack([frechet(x[i], y[j]) for i, j in zip(*rows, strict=True)])
         low, high = centred_interval(value, replicates, self.config.level)
         return MetricValue(value, low, high, len(x), len(y), tuple(replicates.tolist()))
 
+    def features(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """What is compared of each set: float64 with shapes (n, k) and (m, k)."""
+        x, y = (images.detach().double().flatten(1) for images in (samples, reference))
+        centre = y.mean(0)
+        count = min(self.config.components, x.shape[1], len(y) - 1)
+        basis = torch.linalg.svd(y - centre, full_matrices=False)[2][:count].mT
+        return (x - centre) @ basis, (y - centre) @ basis
+
 
 def frechet(x: Tensor, y: Tensor) -> Tensor:
     """The distance of the Gaussians with the moments of x (n, k) and y (m, k), a scalar."""
+    if x.shape[1] > min(len(x), len(y)):
+        return _of_few(x, y)
     first, second = (torch.cov(s.mT).reshape(s.shape[1], s.shape[1]) for s in (x, y))
     values, vectors = torch.linalg.eigh(first)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
     cross = torch.linalg.eigvalsh(root @ second @ root).clamp_min(0).sqrt().sum()
     apart = (x.mean(0) - y.mean(0)).square().sum()
     return apart + first.diagonal().sum() + second.diagonal().sum() - 2 * cross
+
+
+def _of_few(x: Tensor, y: Tensor) -> Tensor:
+    """The same of fewer samples than features, without a covariance.
+
+    With S₁ = AᵀA and S₂ = BᵀB, A (n, k) and B (m, k), tr (S₁^½ S₂ S₁^½)^½ is the sum of the
+    singular values of A Bᵀ.
+    """
+    a, b = ((s - s.mean(0)) / (len(s) - 1) ** 0.5 for s in (x, y))
+    cross = torch.linalg.svdvals(a @ b.mT).sum()
+    apart = (x.mean(0) - y.mean(0)).square().sum()
+    return apart + a.square().sum() + b.square().sum() - 2 * cross

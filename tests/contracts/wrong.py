@@ -777,6 +777,12 @@ class BelowTheTruth(SampledEM):
     shift = 8 * math.log(2 * math.pi)
 
 
+class LooksAway(SampledEM):
+    """Says that it learns from a few clean images, and does not."""
+
+    few_clean = True
+
+
 class PromisesMore(SampledEM):
     """Says that it restores, and does not."""
 

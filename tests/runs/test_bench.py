@@ -19,9 +19,10 @@ import yaml
 from flowdiff.core import UserError, get_registry
 from flowdiff.core.bench import Budget, Grid, Study, read_grid
 from flowdiff.core.bench.budget import Pilot
+from flowdiff.core.bench.compare import Row, paired_difference, price_of_corruption
 from flowdiff.core.bench.grid import Cell, grid_of
 from flowdiff.core.bench.study import CellResult
-from flowdiff.core.bench.table import Row, Table, paired_difference, price_of_corruption
+from flowdiff.core.bench.table import Table
 from tests.benchmarks.killed_bench import command
 from tests.benchmarks.killed_bench import runs as workers
 from tests.benchmarks.killed_bench import table as outcome

@@ -1,0 +1,144 @@
+"""The figures of a benchmark: which there are, and where each stands in a run's summary.json.
+
+What compares samples with clean images are the metrics that the runs were evaluated with, those of
+other packages too, so their columns come from the summaries. The others are the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["GROUPS", "Better", "Column", "columns_of", "figures_of", "floors_of"]
+
+Better = Literal["higher", "lower", "one"]
+Figure = dict[str, float]
+
+GROUPS = {
+    "prior": "Learned prior",
+    "posterior": "Restoration of held-out measurements",
+    "measurements": "By measurements alone",
+}
+"""Headings, by group; each is a table of its own."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a cell.
+
+    Attributes:
+        key: its name in results.json.
+        title: its heading.
+        better: which direction is better; ``one``: 1 is right.
+        what: its definition.
+        group: which table it belongs to, of `GROUPS`.
+        distance: whether it is a distance to clean images, 0 at best, so that ratios mean
+            something.
+    """
+
+    key: str
+    title: str
+    better: Better
+    what: str
+    group: str
+    distance: bool = False
+
+
+_FIXED = (
+    Column("psnr", "PSNR", "higher", "dB, of the posterior mean", "posterior"),
+    Column("ssim", "SSIM", "higher", "of the posterior mean", "posterior"),
+    Column("lpips", "LPIPS", "lower", "perceptual distance of the posterior mean", "posterior"),
+    Column("crps", "CRPS", "lower", "continuous ranked probability score of samples", "posterior"),
+    Column(
+        "exact_energy",
+        "to the exact posterior",
+        "lower",
+        "squared energy distance of samples to those of the exact posterior, where it is known",
+        "posterior",
+    ),
+    Column("chi2", "χ²", "one", "whitened squared residual of posterior samples", "measurements"),
+    Column(
+        "proximal_c2st",
+        "proximal C2ST",
+        "lower",
+        "AUC of a classifier: new measurements of prior samples, or held-out y",
+        "measurements",
+    ),
+    Column(
+        "negative_elbo",
+        "−ELBO",
+        "lower",
+        "bound on −log p(y) of held-out measurements, in nats",
+        "measurements",
+    ),
+)
+
+
+def columns_of(summaries: Iterable[Mapping[str, Any]]) -> list[Column]:
+    """Every column that some summary has a figure for, group by group."""
+    definitions: dict[str, Mapping[str, Any]] = {}
+    found: set[str] = set()
+    for summary in summaries:
+        definitions |= summary["metrics"]
+        found |= figures_of(summary).keys()
+    sets = (("prior", "samples of the prior"), ("posterior", "one sample for each measurement"))
+    columns = [
+        Column(
+            f"{group}.{name}",
+            metric["title"],
+            metric["better"],
+            f"{whose}: {metric['formula']}",
+            group,
+            metric["better"] == "lower" and metric["ideal"] == 0,
+        )
+        for group, whose in sets
+        for name, metric in definitions.items()
+    ]
+    known = [column for column in (*columns, *_FIXED) if column.key in found]
+    return [column for group in GROUPS for column in known if column.group == group]
+
+
+def figures_of(summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """Value and interval of every column that a summary.json has."""
+    return dict(_figures(summary))
+
+
+def floors_of(summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """What a second set of clean images has in the place of the prior's samples."""
+    return {
+        f"prior.{metric}": _bounds(figure)
+        for row in summary["rows"]
+        if row["name"] == "second_split"
+        for metric, figure in row["figures"].items()
+    }
+
+
+def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
+    # A closed form has no prior but the untrained one.
+    for row in summary["rows"]:
+        if row["name"] in ("prior", "posterior"):
+            for metric, figure in row["figures"].items():
+                yield f"{row['name']}.{metric}", _bounds(figure)
+    restoration = summary.get("restoration")
+    if restoration:
+        mean = next(row for row in restoration["rows"] if row["name"] == "posterior_mean")
+        for metric in ("psnr", "ssim", "lpips"):
+            if metric in mean:
+                yield metric, _bounds(mean[metric])
+        if restoration.get("crps"):
+            yield "crps", _bounds(restoration["crps"]["posterior"])
+    exact = (summary.get("exact") or {}).get("posterior") or {}
+    if "posterior" in exact.get("energy", {}):
+        yield "exact_energy", _bounds(exact["energy"]["posterior"])
+    space = summary["measurement_space"]
+    if "chi2" in space:
+        yield "chi2", _bounds(space["chi2"]["posterior"])
+    if "proximal_c2st" in space:
+        yield "proximal_c2st", _bounds(space["proximal_c2st"]["prior"])
+    if "negative_elbo" in space:
+        yield "negative_elbo", _bounds(space["negative_elbo"])
+
+
+def _bounds(figure: Mapping[str, Any]) -> Figure:
+    return {key: float(figure[key]) for key in ("value", "low", "high")}
