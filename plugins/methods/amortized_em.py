@@ -200,6 +200,10 @@ class AmortizedEM(WithSolver):
     artifacts = frozenset({"sample", "restore"})
     config: Config
 
+    @classmethod
+    def cycle(cls, settings: Mapping[str, Any]) -> int:
+        return int(settings["calibrate_every"])
+
     def setup(self, ctx: RunContext) -> None:
         assert ctx.prior is not None and ctx.posterior is not None
         own = self.config

@@ -18,11 +18,12 @@ import yaml
 
 from flowdiff.core import UserError, get_registry
 from flowdiff.core.bench import Budget, Grid, Study, read_grid
-from flowdiff.core.bench.budget import Pilot
+from flowdiff.core.bench.budget import Pilot, _train, steps_within
 from flowdiff.core.bench.compare import Row, paired_difference, price_of_corruption
 from flowdiff.core.bench.grid import Cell, grid_of
 from flowdiff.core.bench.study import CellResult
 from flowdiff.core.bench.table import Table
+from flowdiff.core.bench.worker import config_of
 from tests.benchmarks.killed_bench import command
 from tests.benchmarks.killed_bench import runs as workers
 from tests.benchmarks.killed_bench import table as outcome
@@ -168,6 +169,24 @@ def test_a_budget_buys_what_two_pilots_say() -> None:
         pilot.steps_for(Budget(network_calls=300))
     with pytest.raises(UserError, match="give steps instead"):
         Pilot((20, 60), (0, 0), (0.1, 0.2)).steps_for(Budget(network_calls=300))
+
+
+@pytest.mark.slow
+def test_a_budget_holds_for_a_method_with_a_rhythm(tmp_path: Path) -> None:
+    """Calibrations come every so many steps: between them a straight line would spend too much."""
+    content = SMALL | {"methods": ["amortized_em"], "seeds": [0]}
+    content["settings"] = content["settings"] | {
+        "method.calibrate_every": 5,
+        "method.prior_steps": 2,
+        "method.dreams": 64,
+    }
+    config = config_of(cells(content)[0], 1, get_registry())
+    budget = 60_000
+    limit = Budget(network_calls=budget)
+    steps = steps_within(limit, config, get_registry(), tmp_path / "pilot.json")
+    assert steps is not None and steps % 5 == 0
+    spent = [_train(config, get_registry(), n)[0] for n in (steps, steps + 5)]
+    assert spent[0] <= budget < spent[1] * 1.01
 
 
 def test_the_oracle_of_a_price_has_the_same_prior_and_is_above_its_floor(tmp_path: Path) -> None:
