@@ -227,6 +227,8 @@ class Run:
         session.measurements.save(created.folder.measurements_file)
         if session.context.initial is not None:
             session.context.initial.save(created.folder.initial_file)
+        if session.examples is not None:
+            session.examples.save(created.folder.examples_file)
         created._built = session
         return created
 
@@ -373,6 +375,7 @@ class Run:
             self.folder.measurements_file,
             checkpoint,
             self.folder.initial_file,
+            self.folder.examples_file,
         )
 
     @cached_property

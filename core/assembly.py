@@ -15,6 +15,7 @@ from .metric import FeatureMetricConfig, Metric, MetricConfig
 from .operator import DeterministicMap, ForwardOperator, NoiseModel
 from .part import BuildContext, Part
 from .posterior import AmortizedPosterior
+from .pretrained import check_weights
 from .prior import Prior
 from .random import derive_seed, seeded
 from .registry import Registry
@@ -98,7 +99,8 @@ def check_metrics(metrics: Mapping[str, Metric], config: RunConfig, dataset: Sou
     """Refuses what a metric cannot judge, before any training.
 
     Raises:
-        UserError: there are no clean images, or a split, or ``eval.max_images``, is too small.
+        UserError: there are no clean images, or a split, or ``eval.max_images``, is too small;
+            ``eval.weights`` are not there.
     """
     if not isinstance(dataset, Dataset):
         if metrics:
@@ -107,6 +109,9 @@ def check_metrics(metrics: Mapping[str, Metric], config: RunConfig, dataset: Sou
                 f"{config.data['name']} has none; leave them out with --set eval.metrics=[]"
             )
         return
+    for metric in metrics.values():
+        metric.check(dataset.space)
+    check_weights(config.eval.weights)
     for split in ("reference", "second"):
         count = min(len(dataset.split(split)), config.eval.max_images)
         for name, metric in metrics.items():
@@ -217,6 +222,11 @@ class Assembly:
         posterior: Any = None
         if method.roles.prior:
             prior = _trainable("prior", config.prior, context, registry, config.seed)
+            if config.train.clean_images and prior.frozen:
+                raise UserError(
+                    "train.clean_images: the prior is given (prior.frozen), and nothing would "
+                    "learn from them; set it to 0"
+                )
             if method.roles.prior_density and not prior.has_density:
                 raise UserError(
                     f"method {name} needs a prior with a density, and "

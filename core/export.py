@@ -34,7 +34,7 @@ from .session import Session
 __all__ = ["FORMATS", "Exported", "export_run", "load_export"]
 
 FORMATS = ("safetensors", "deepinv")
-_PRIVATE = ("path", "params")
+_PRIVATE = ("path", "params", "clean", "weights")
 _DENOISER = '''"""The learned prior as a deepinv denoiser of images in [0, 1]."""
 
 from pathlib import Path
@@ -103,8 +103,13 @@ def export_run(
     weights = out / "weights.safetensors"
     served = session.served(parts, out.name)
     # Where the measurements lay is nobody's business.
-    data = {k: v for k, v in served.config["data"].items() if k not in _PRIVATE}
-    replace(served, config={**served.config, "data": data, "init": None}).save(weights)
+    data, evaluation = (
+        {k: v for k, v in served.config[block].items() if k not in _PRIVATE}
+        for block in ("data", "eval")
+    )
+    replace(served, config={**served.config, "data": data, "eval": evaluation, "init": None}).save(
+        weights
+    )
     for name, text in files.items():
         write_text(out / name, text)
     return [weights, *(out / name for name in files)]

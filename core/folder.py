@@ -32,6 +32,7 @@ class RunFolder:
         self.environment_file = path / "environment.json"
         self.measurements_file = path / "measurements.safetensors"
         self.initial_file = path / "initial.safetensors"
+        self.examples_file = path / "clean_images.safetensors"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.calibration_file = path / "calibration.json"

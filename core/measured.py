@@ -113,11 +113,6 @@ class MeasuredDataset(Source):
     def to_files(self, x: Tensor) -> Tensor:
         """Images in image units to what files of the same kind would hold; any shape, float64."""
 
-    @property
-    def has_clean_images(self) -> bool:
-        """Whether `clean_images` gives some."""
-        return False
-
     def clean_images(self) -> Tensor:
         """A few clean images beside the measurements, in image units, (n, C, *spatial).
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .part import Part, PartConfig
+from .space import ImageSpace
 
 __all__ = ["FeatureMetricConfig", "Metric", "MetricConfig", "MetricValue"]
 
@@ -78,6 +79,17 @@ class Metric(Part, ABC):
     def at_least(self) -> int:
         """The smallest set that it can judge; a run with smaller ones is refused at its start."""
         return 2
+
+    def check(self, space: ImageSpace) -> None:
+        """Refuses, before a run trains, images that it cannot judge.
+
+        Args:
+            space: of the images.
+
+        Raises:
+            UserError: it cannot, with the reason and what to do.
+        """
+        return
 
     @abstractmethod
     def __call__(

@@ -2,7 +2,7 @@
 
 Their weights are no part of flowdiff. They are read from a folder, ``eval.weights``, as
 safetensors: ``inception.safetensors``, torchvision's Inception-v3, and ``lpips.safetensors``,
-torchvision's AlexNet with the linear heads of LPIPS. See docs/bench.md for where they come from.
+torchvision's AlexNet with the linear heads of LPIPS. See docs/guide.md for where they come from.
 
 Images are in [-1, 1], of one channel or three (one is shown three times).
 """
@@ -22,7 +22,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INCEPTION", "LPIPS", "LPIPS_FILE", "inception"]
+__all__ = ["INCEPTION", "LPIPS", "LPIPS_FILE", "check_weights", "inception"]
 
 INCEPTION, LPIPS_FILE = "inception.safetensors", "lpips.safetensors"
 _AT_A_TIME = 32
@@ -34,6 +34,20 @@ _LAYERS = (2, 5, 8, 10, 12)
 """Where AlexNet's ``features`` are cut: behind each ReLU."""
 
 
+def check_weights(folder: Path | None) -> None:
+    """Refuses, before a run trains, a folder that has none of the weights, or broken ones.
+
+    Raises:
+        UserError: so it is.
+    """
+    if folder is None:
+        return
+    if not any((folder / name).is_file() for name in (INCEPTION, LPIPS_FILE)):
+        raise UserError(f"eval.weights: {folder} has neither {INCEPTION} nor {LPIPS_FILE}")
+    if (folder / LPIPS_FILE).is_file():
+        LPIPS(folder)
+
+
 def inception(weights: Path) -> Callable[[Tensor], Tensor]:
     """Inception-v3's 2,048 features before its classifier: (n, C, H, W) to (n, 2048).
 
@@ -43,8 +57,14 @@ def inception(weights: Path) -> Callable[[Tensor], Tensor]:
     Args:
         weights: the folder that holds ``inception.safetensors``.
 
+    Returns:
+        What gives the features, float32 on the CPU, of images on the CPU in [-1, 1].
+
     Raises:
-        UserError: there is no such file, or it is of another network.
+        UserError: there is no such file, it is of another network, or torchvision does not fit.
+
+    Reference: Rethinking the Inception Architecture for Computer Vision (Szegedy et al., 2015),
+    https://arxiv.org/abs/1512.00567
     """
     models = _torchvision()
     state = _read(weights / INCEPTION)
@@ -56,11 +76,11 @@ def inception(weights: Path) -> Callable[[Tensor], Tensor]:
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        made = [
-            network(_normalised(_resized(some, _INCEPTION_SIDE)))
-            for some in images.split(_AT_A_TIME)
-        ]
-        return torch.cat(made)
+        # The weights were trained on [-1, 1] itself; torchvision's transform_input undoes its
+        # normalisation to get there.
+        return torch.cat(
+            [network(_resized(some, _INCEPTION_SIDE)) for some in images.split(_AT_A_TIME)]
+        )
 
     return features
 
@@ -78,7 +98,7 @@ class LPIPS:
         weights: the folder that holds ``lpips.safetensors``.
 
     Raises:
-        UserError: there is no such file, or it is of another network.
+        UserError: there is no such file, it is of another network, or torchvision does not fit.
 
     Reference: The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et
     al., 2018), https://arxiv.org/abs/1801.03924
@@ -140,7 +160,7 @@ def _resized(images: Tensor, side: int, enlarge: bool = False) -> Tensor:
 
 
 def _normalised(images: Tensor) -> Tensor:
-    """[-1, 1] as ImageNet's networks are given it."""
+    """[-1, 1] as AlexNet is given it."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in _IMAGENET)
     return ((images + 1) / 2 - mean) / std
 

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, latest
 from .config import RunConfig
 from .dataset import Dataset
 from .errors import UserError
+from .few_clean import CleanImages
 from .folder import RunFolder
 from .gaussian import Gaussian
 from .initial import Initial, weights_file
@@ -44,6 +45,7 @@ class Session:
         measurements: the frozen measurements.
         context: what the method works with; its `step` counts the steps done.
         metrics: what the evaluation compares with, by name.
+        examples: a few clean images that are learned from besides, where the user gives some.
         seconds: training time so far.
         setup_seconds: time that building took.
         calls: network evaluations so far, counted.
@@ -59,6 +61,7 @@ class Session:
     measurements: Measurements
     context: RunContext
     metrics: dict[str, Metric]
+    examples: CleanImages | None = None
     seconds: float = 0.0
     setup_seconds: float = 0.0
     calls: dict[str, int] = field(default_factory=dict)
@@ -98,9 +101,15 @@ class Session:
         return {name: sum(p.numel() for p in part.parameters()) for name, part in found.items()}
 
     @property
+    def learnable(self) -> int:
+        """Training measurements, without those that clean images stand in for."""
+        left_out = 0 if self.examples is None else len(self.examples.index)
+        return len(self.measurements.train) - left_out
+
+    @property
     def clean_examples(self) -> int:
         """Clean images that training was given beside the measurements."""
-        return 0 if self.context.examples is None else len(self.context.examples)
+        return 0 if self.examples is None else len(self.examples.images)
 
     @property
     def clean_images_used(self) -> int:
@@ -108,8 +117,13 @@ class Session:
         own = self.clean_examples
         if self.method.needs_clean and not own:
             own = len(self.context.observations)
+        return own + self.clean_inherited
+
+    @property
+    def clean_inherited(self) -> int:
+        """Clean images that the run whose weights this one began with has seen."""
         initial = self.context.initial
-        return own + (0 if initial is None else initial.clean_images_used)
+        return 0 if initial is None else initial.clean_images_used
 
     @classmethod
     def build(
@@ -119,6 +133,7 @@ class Session:
         measurements_file: Path | None = None,
         checkpoint: Checkpoint | None = None,
         initial_file: Path | None = None,
+        examples_file: Path | None = None,
     ) -> Session:
         """Builds the parts and brings them to the state of a checkpoint, or to step 0.
 
@@ -130,6 +145,8 @@ class Session:
             checkpoint: the state to restore, if any.
             initial_file: the weights that the run begins with, where it does not begin at the
                 fitted Gaussian; they are taken from the other run, where the file does not exist.
+            examples_file: the clean images that it learns from besides, where there are some; they
+                are chosen, where the file does not exist.
 
         Raises:
             UserError: data, parts or checkpoint do not fit.
@@ -156,14 +173,9 @@ class Session:
                 part.to(device).eval()
         train = measurements.train.to(device)
         few = config.train.clean_images > 0
-        if isinstance(dataset, MeasuredDataset) and dataset.has_clean_images and not few:
-            raise UserError(
-                "data.clean: clean images are given, and train.clean_images=0 uses none of them; "
-                "say how many"
-            )
         needed = assembly.method.needs_clean and not few
         clean = _clean(config, dataset).to(device) if needed else None
-        kept = torch.ones(len(train), dtype=torch.bool)
+        learned = torch.ones(len(train), dtype=torch.bool)
         watch = None
         if config.train.watch_share > 0:
             chosen = Streams(config.seed).fresh("watch")
@@ -171,9 +183,13 @@ class Session:
             watch = Watch.of(
                 train[aside], assembly.method, build_classifier(registry), config.train.patience
             )
-            train, clean = train[~aside], None if clean is None else clean[~aside]
-            kept = ~aside.cpu()
-        examples = _examples(config, dataset, kept, streams) if few else None
+            learned &= ~aside.cpu()
+        examples = _examples(config, dataset, learned, examples_file) if few else None
+        if examples is not None:
+            learned[examples.index] = False
+        if not learned.all():
+            train = train[learned.to(device)]
+            clean = None if clean is None else clean[learned.to(device)]
         if checkpoint is None:
             moments = fit_gaussian(train, space, streams.fresh("moments"))
         else:
@@ -194,12 +210,14 @@ class Session:
             prior=assembly.prior,
             posterior=assembly.posterior,
             clean=clean,
-            examples=None if examples is None else examples.to(device),
+            examples=None if examples is None else examples.images.to(device),
             initial=initial,
         )
         assembly.method.setup(context)
         _check_taken(context.initial, config)
-        session = cls(config, dataset, assembly, measurements, context, metrics, watch=watch)
+        session = cls(
+            config, dataset, assembly, measurements, context, metrics, examples, watch=watch
+        )
         if not isinstance(dataset, Dataset):
             session.classifier = build_classifier(registry)
         if checkpoint is not None:
@@ -312,6 +330,7 @@ def _initial(config: RunConfig, registry: Registry, file: Path | None) -> Initia
         folder.measurements_file,
         checkpoint,
         folder.initial_file,
+        folder.examples_file,
     )
     return _kept(theirs.served(config.init.parts, str(folder.path)), file)
 
@@ -332,31 +351,15 @@ def _check_taken(initial: Initial | None, config: RunConfig) -> None:
         )
 
 
-def _examples(config: RunConfig, dataset: Source, kept: Tensor, streams: Streams) -> Tensor:
-    """A few clean images, with shape (n, C, *spatial).
-
-    Args:
-        config: of the run.
-        dataset: whose they are.
-        kept: which training measurements are learned from, with shape (N,); only images behind
-            those are given.
-        streams: of the run.
-
-    Raises:
-        UserError: there are not so many.
-    """
-    if isinstance(dataset, MeasuredDataset):
-        images = dataset.clean_images()
-    else:
-        images = _clean(config, dataset)[kept]
-    count = config.train.clean_images
-    if count > len(images):
-        raise UserError(
-            f"train.clean_images={count}: there are {len(images)} clean images to learn from"
-        )
-    generator = streams.fresh("clean_images")
-    order = torch.randperm(len(images), generator=generator, device=generator.device).cpu()
-    return images[order[:count]]
+def _examples(
+    config: RunConfig, dataset: Source, learned: Tensor, file: Path | None
+) -> CleanImages:
+    """Those of the file, or chosen among what is learned from (N,)."""
+    if file is not None and file.exists():
+        return CleanImages.read(file)
+    assert isinstance(dataset, (Dataset, MeasuredDataset))
+    generator = Streams(config.seed).fresh("clean_images")
+    return CleanImages.choose(dataset, config.train.clean_images, learned, generator)
 
 
 def _clean(config: RunConfig, dataset: Source) -> Tensor:

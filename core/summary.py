@@ -17,7 +17,7 @@ def _watch(session: Session) -> dict[str, Any] | None:
     """How many measurements were kept aside to tell when to stop, and what they told."""
     if session.watch is None:
         return None
-    aside = len(session.measurements.train) - len(session.context.observations)
+    aside = session.learnable - len(session.context.observations)
     return {"aside": aside, "best_step": session.best.step or None}
 
 
@@ -44,7 +44,7 @@ def summarise(
         "parameters": session.parameters,
         **figures.pop("cost"),
     }
-    heldout, count = session.measurements.heldout, len(session.measurements.train)
+    heldout, count = session.measurements.heldout, session.learnable
     return {
         "schema": 1,
         "status": "finished",
@@ -74,6 +74,8 @@ def summarise(
         "watch": _watch(session),
         "clean_images_used": session.clean_images_used,
         "clean_examples": session.clean_examples,
+        "clean_inherited": session.clean_inherited,
+        "needs_clean": session.method.needs_clean,
         "kernels": {"calls": kernels.counts, "problems": kernels.problems},
         "given_prior": session.context.prior is not None and session.context.prior.given,
         **figures,

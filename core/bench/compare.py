@@ -6,12 +6,21 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from .figures import Column
 from .grid import Cell
 from .study import CellResult
 
-__all__ = ["Row", "has", "over_seeds", "paired_difference", "price_of_corruption"]
+__all__ = [
+    "Row",
+    "beyond_clean",
+    "has",
+    "over_seeds",
+    "paired_difference",
+    "price_of_corruption",
+    "verdict",
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Row:
         figures: value, low and high by column; those that the cell has.
         digest: of its measurements.
         clean_images: that its training has seen.
-        floors: what a second set of clean images has, by column.
+        floors: what a second set of clean images has, by column of a metric.
         summary: the content of its summary.json; empty where it has not finished.
     """
 
@@ -67,44 +76,93 @@ def paired_difference(
 
     Student's: exact for differences that are normally distributed. None with fewer than two seeds.
     """
-    from scipy.stats import t
-
     left = {row.cell.seed: row.figures[key]["value"] for row in rows if key in row.figures}
     right = {row.cell.seed: row.figures[key]["value"] for row in others if key in row.figures}
     differences = [left[seed] - right[seed] for seed in left if seed in right]
     if len(differences) < 2:
         return None
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    reach = float(t.ppf((1 + level) / 2, len(differences) - 1)) * error
-    return {
-        "mean": mean,
-        "low": mean - reach,
-        "high": mean + reach,
-        "seeds": float(len(differences)),
-    }
+    return _student(differences, level)
+
+
+def verdict(
+    column: Column, pair: Mapping[str, float] | None, rows: Sequence[Row]
+) -> Literal["better", "worse", "overshoots", ""]:
+    """What a difference says.
+
+    Args:
+        column: of what.
+        pair: the difference and its interval; None where there is none.
+        rows: of the method that something was taken from.
+
+    Returns:
+        ``overshoots`` where more would be better, but there is more than clean images themselves
+        have: density grows without limit as samples huddle together. Nothing where the interval
+        holds 0, or no direction is better.
+    """
+    if pair is None or column.better == "one" or pair["low"] <= 0 <= pair["high"]:
+        return ""
+    if (pair["mean"] > 0) != (column.better == "higher"):
+        return "worse"
+    return "overshoots" if beyond_clean(column, rows) else "better"
+
+
+def beyond_clean(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether the mean over seeds is above all that a second set of clean images has."""
+    found = over_seeds(rows, column.key)
+    ceilings = [row.floors[column.key]["high"] for row in rows if column.key in row.floors]
+    if column.better != "higher" or found is None or not ceilings:
+        return False
+    return found["mean"] > max(ceilings)
 
 
 def price_of_corruption(
-    rows: Sequence[Row], oracle: Sequence[Row], key: str
-) -> dict[str, float] | None:
-    """distance(learned)/distance(oracle), mean and range over the seeds that both have.
+    rows: Sequence[Row], oracle: Sequence[Row], column: Column, level: float = 0.95
+) -> dict[str, Any] | None:
+    """How much farther from clean images a learned prior is than the oracle's, over seeds.
 
-    None where the oracle's distance is at its floor: its interval reaches that of a second set of
-    clean images, or 0, and a ratio to it would be one to noise.
+    Args:
+        rows: of a method.
+        oracle: of the same prior, trained on all clean images behind the same measurements.
+        column: a metric of the prior's samples.
+        level: of the interval.
+
+    Returns:
+        ``kind``, ``mean``, ``low`` and ``high``. A ``ratio`` of distances, their geometric mean
+        with Student's interval of the logarithms, where both are above what a second set of
+        clean images reaches by chance with every seed; elsewhere a ratio would be one to noise,
+        and it is the ``difference`` of the two. None with fewer than two seeds that both have.
     """
-    floor = {row.cell.seed: row.floors.get(key) for row in oracle}
-    clean = {row.cell.seed: row.figures[key] for row in oracle if key in row.figures}
-    ratios = []
-    for row in rows:
-        figure = row.figures.get(key)
-        best = clean.get(row.cell.seed)
-        if figure is None or best is None:
-            continue
-        lowest = floor[row.cell.seed]
-        if best["low"] <= max(0.0, 0.0 if lowest is None else lowest["high"]):
-            return None
-        ratios.append(figure["value"] / best["value"])
-    if not ratios:
+    ours = {row.cell.seed: row for row in rows if column.key in row.figures}
+    theirs = {row.cell.seed: row for row in oracle if column.key in row.figures}
+    seeds = [seed for seed in ours if seed in theirs]
+    if len(seeds) < 2:
         return None
-    return {"mean": statistics.fmean(ratios), "least": min(ratios), "largest": max(ratios)}
+
+    def above(row: Row) -> bool:
+        floor = max(0.0, row.floors.get(column.key, {"high": 0.0})["high"])
+        return row.figures[column.key]["low"] > floor
+
+    if column.distance and all(above(ours[s]) and above(theirs[s]) for s in seeds):
+        logs = [
+            math.log(ours[s].figures[column.key]["value"])
+            - math.log(theirs[s].figures[column.key]["value"])
+            for s in seeds
+        ]
+        found = _student(logs, level)
+        return {
+            "kind": "ratio",
+            **{name: math.exp(found[name]) for name in ("mean", "low", "high")},
+            "seeds": found["seeds"],
+        }
+    pair = paired_difference(rows, oracle, column.key, level)
+    return None if pair is None else {"kind": "difference", **pair}
+
+
+def _student(values: Sequence[float], level: float) -> dict[str, float]:
+    """The mean of at least two values with Student's interval."""
+    from scipy.stats import t
+
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    reach = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "seeds": float(len(values))}

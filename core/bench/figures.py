@@ -105,12 +105,13 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def floors_of(summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """What a second set of clean images has in the place of the prior's samples."""
+    """What a second set of clean images has, in the place of samples of prior or posterior."""
     return {
-        f"prior.{metric}": _bounds(figure)
+        f"{group}.{metric}": _bounds(figure)
         for row in summary["rows"]
         if row["name"] == "second_split"
         for metric, figure in row["figures"].items()
+        for group in ("prior", "posterior")
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ from flowdiff.core.report.plots import plot
 from flowdiff.core.report.templates import style, templates
 from flowdiff.core.space import ImageSpace
 
-from .compare import Row, has, over_seeds
+from .compare import Row, beyond_clean, has, over_seeds
 from .figures import GROUPS, Column
-from .table import Place, Table, Who, digits, full_title, name_of, shown, spread
+from .table import MARKS, Place, Table, Who, digits, full_title, name_of, priced, spread
 
 if TYPE_CHECKING:
     from .study import Study
@@ -69,6 +69,7 @@ def render(study: Study, table: Table) -> str:
             if r.result.status == "finished"
         ],
         "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER",
+        "marks": MARKS,
         "css": Markup(style()),  # noqa: S704  (our own file)
     }
     return templates(__package__ or "").get_template("bench.j2").render(content)
@@ -129,14 +130,14 @@ def _line(
 def _prices(
     table: Table, place: Place, methods: Sequence[tuple[Who, list[Row]]]
 ) -> dict[str, Any] | None:
-    """Price of corruption, by method and distance; None where there is no oracle to compare."""
-    found = {name_of(who, rows): table.prices(place, who, rows) for who, rows in methods}
+    """Price of corruption, by method and metric; None where there is no oracle to compare."""
+    found = {name_of(who, rows): table.prices(place, rows) for who, rows in methods}
     keys = {key for prices in found.values() for key in prices}
     columns = [c for c in table.columns if c.key in keys]
     if not columns:
         return None
     lines = [
-        (name, [shown(prices.get(c.key)) for c in columns])
+        (name, [priced(prices.get(c.key)) for c in columns])
         for name, prices in found.items()
         if prices
     ]
@@ -145,26 +146,29 @@ def _prices(
 
 def _differences(table: Table, place: Place, title: str) -> dict[str, Any] | None:
     """Each method minus a reference: by column the interval, and whether it says something."""
-    found = {
-        name_of(who, rows): table.differences(place, who, rows).get(title, {})
+    found = [
+        (name_of(who, rows), pairs)
         for who, rows in table.methods(place)
-    }
-    columns = [c for c in table.columns if any(c.key in pairs for pairs in found.values())]
+        if (pairs := table.differences(place, who, rows).get(title))
+    ]
+    columns = [c for c in table.columns if any(c.key in pairs for _, pairs in found)]
     if not columns:
         return None
     lines = [
-        (name, [(spread(pairs.get(c.key)), _verdict(c, pairs.get(c.key))) for c in columns])
-        for name, pairs in found.items()
-        if pairs
+        (
+            name,
+            [(spread(p), p["verdict"]) if (p := pairs.get(c.key)) else ("", "") for c in columns],
+        )
+        for name, pairs in found
     ]
-    return {"title": title, "titles": [full_title(c) for c in columns], "lines": lines}
-
-
-def _verdict(column: Column, pair: Mapping[str, float] | None) -> str:
-    """``better``, ``worse``, or nothing where the interval holds 0 or no direction is better."""
-    if pair is None or column.better == "one" or pair["low"] <= 0 <= pair["high"]:
-        return ""
-    return "better" if (pair["mean"] > 0) == (column.better == "higher") else "worse"
+    tried = sum(len(pairs) for _, pairs in found)
+    return {
+        "title": title,
+        "titles": [full_title(c) for c in columns],
+        "lines": lines,
+        "by_luck": round(0.05 * tried),
+        "tried": tried,
+    }
 
 
 def _two_lines(figure: dict[str, float] | None) -> tuple[str, str]:
@@ -176,11 +180,15 @@ def _two_lines(figure: dict[str, float] | None) -> tuple[str, str]:
 
 
 def _best(column: Column, methods: Sequence[Sequence[Row]]) -> float | None:
-    """The best mean of methods that have seen no clean image."""
+    """The best mean of methods that have seen no clean image, and finished with every seed.
+
+    What is beyond that of clean images is no better (`beyond_clean`).
+    """
     means = [
         found["mean"]
         for rows in methods
-        if not any(row.clean_images for row in rows)
+        if all(column.key in row.figures and not row.clean_images for row in rows)
+        and not beyond_clean(column, rows)
         and (found := over_seeds(rows, column.key)) is not None
     ]
     if not means:

@@ -1,6 +1,7 @@
 """The folder of a benchmark: its grid, its cells, and what came of each.
 
     grid.yaml               what was asked for
+    against.json            what all are compared with, where it was asked for
     cells/ID/cell.json      one combination
     cells/ID/run/           its run folder
     cells/ID/result.json    how it ended; absent while it has not
@@ -99,6 +100,19 @@ class Study:
             raise UserError(f"--out {path}: cannot create it ({error.strerror})") from error
         write_text(file, grid.to_yaml())
         return study
+
+    @property
+    def against(self) -> list[str] | None:
+        """Titles of the methods that all are compared with; None where nobody said."""
+        try:
+            content = json.loads((self.path / "against.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return [str(title) for title in content]
+
+    def compare_with(self, against: Sequence[str]) -> None:
+        """Says what all are compared with, from now on."""
+        write_json(self.path / "against.json", list(against))
 
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell."""

@@ -17,17 +17,35 @@ from typing import Any
 
 from flowdiff.core.errors import UserError, suggest
 
-from .compare import Row, has, over_seeds, paired_difference, price_of_corruption
+from .compare import Row, has, over_seeds, paired_difference, price_of_corruption, verdict
 from .figures import GROUPS, Column, columns_of, figures_of, floors_of
 from .grid import Cell, Grid
 from .study import Study
 
-__all__ = ["REFERENCES", "Table", "digits", "references_of", "shown"]
+__all__ = [
+    "MARKS",
+    "REFERENCES",
+    "Table",
+    "digits",
+    "full_title",
+    "markdown_head",
+    "markdown_line",
+    "marked",
+    "name_of",
+    "priced",
+    "references_of",
+    "shown",
+    "spread",
+]
 
 REFERENCES = ("gaussian_fit", "flowdiff")
 """Methods that all are compared with where nobody says otherwise: nothing learned, the paper's."""
 SHORT = ("prior.c2st", "prior.density", "prior.coverage", "posterior.c2st", "psnr", "crps", "chi2")
 """Columns of the table on a terminal."""
+
+MARKS = {"better": "▲ ", "worse": "▼ ", "overshoots": "△ ", "": ""}
+"""Before a difference whose interval does not hold 0."""
+LEGEND = "▲ better, ▼ worse, △ beyond what clean images have"
 
 Place = tuple[str, str]
 Who = tuple[str, str, str]
@@ -38,18 +56,13 @@ class Table:
 
     Args:
         study: the benchmark, as far as it is.
-        against: titles of methods that all are compared with; None for those of `REFERENCES` that
-            are there.
-
-    Raises:
-        UserError: `against` names none of the methods.
     """
 
-    def __init__(self, study: Study, against: Sequence[str] | None = None) -> None:
+    def __init__(self, study: Study) -> None:
         self.rows = [_row(study, cell) for cell in study.cells]
         self.budget = str(study.grid.budget)
         self.columns = columns_of(row.summary for row in self.rows if row.summary)
-        self.references = references_of(study.grid, against)
+        self.references = references_of(study.grid, study.against)
 
     def places(self) -> list[Place]:
         """Every data set and operator."""
@@ -68,14 +81,24 @@ class Table:
         rows = [row for row in self.rows if row.place == place]
         return [c for c in self.columns if c.group == group and has(rows, c.key)]
 
-    def oracle(self, place: Place, prior: str) -> list[Row]:
-        """The rows of the method oracle in a place, with that prior, that saw all clean images."""
-        found: dict[str, list[Row]] = {}
-        for row in self.rows:
-            oracle = _own(row.cell.method.name) == "oracle"
-            if oracle and row.place == place and row.who[1] == prior:
-                found.setdefault(row.who[0], []).append(row)
-        return max(found.values(), key=_clean_images, default=[])
+    def oracle(self, place: Place, rows: Sequence[Row]) -> list[Row]:
+        """Rows that learned the same prior from all clean images of a place.
+
+        Args:
+            place: data and operator.
+            rows: of a method; its prior decides, by name.
+        """
+        prior = next((row.summary["prior"] for row in rows if row.summary), None)
+        if prior is None:
+            return []
+        return [
+            row
+            for row in self.rows
+            if row.place == place
+            and row.summary.get("needs_clean")
+            and not row.summary.get("clean_examples")
+            and row.summary["prior"] == prior
+        ]
 
     def reference(self, place: Place, title: str, who: Who) -> list[Row]:
         """The rows that `who` is compared with: of that method, with its own parts where it can.
@@ -89,27 +112,32 @@ class Table:
         return alike[0][1] if len(alike) == 1 else []
 
     def differences(self, place: Place, who: Who, rows: Sequence[Row]) -> dict[str, Any]:
-        """By reference and column, `paired_difference`; those that there are."""
+        """By reference and column, `paired_difference` and its `verdict`; those that there are."""
         found = {}
         for title in self.references:
             others = self.reference(place, title, who)
-            pairs = {c.key: paired_difference(rows, others, c.key) for c in self.columns}
-            found[title] = {key: pair for key, pair in pairs.items() if pair}
+            found[title] = {
+                c.key: {**pair, "verdict": verdict(c, pair, rows)}
+                for c in self.columns
+                if (pair := paired_difference(rows, others, c.key)) is not None
+            }
         return {title: pairs for title, pairs in found.items() if pairs}
 
-    def prices(self, place: Place, who: Who, rows: Sequence[Row]) -> dict[str, Any]:
-        """Price of corruption by distance of the prior; empty for the oracle itself."""
-        oracle = self.oracle(place, who[1])
-        if oracle and oracle[0].who == who:
+    def prices(self, place: Place, rows: Sequence[Row]) -> dict[str, Any]:
+        """Price of corruption by metric of the prior; empty for the oracle itself."""
+        oracle = self.oracle(place, rows)
+        if any(row in oracle for row in rows):
             return {}
-        keys = [c.key for c in self.columns if c.distance and c.group == "prior"]
-        prices = {key: price_of_corruption(rows, oracle, key) for key in keys}
-        return {key: price for key, price in prices.items() if price}
+        return {
+            c.key: price
+            for c in self.columns
+            if c.group == "prior" and (price := price_of_corruption(rows, oracle, c)) is not None
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
-            "schema": 1,
+            "schema": 2,
             "budget": self.budget,
             "columns": [asdict(c) for c in self.columns],
             "references": self.references,
@@ -132,7 +160,7 @@ class Table:
             "seeds": len([row for row in rows if row.figures]),
             "figures": {c.key: over_seeds(rows, c.key) for c in self.columns if has(rows, c.key)},
             "differences": self.differences(place, who, rows),
-            "price_of_corruption": self.prices(place, who, rows),
+            "price_of_corruption": self.prices(place, rows),
         }
 
     def to_csv(self) -> str:
@@ -176,9 +204,8 @@ class Table:
             for title in self.references:
                 lines = self._markdown_differences(place, title)
                 if lines:
-                    parts.append(
-                        f"### Minus {title}, seed by seed (mean and Student's 95 % interval)\n"
-                    )
+                    about = f"mean and Student's 95 % interval; {LEGEND}"
+                    parts.append(f"### Minus {title}, seed by seed ({about})\n")
                     parts.append("\n".join(lines) + "\n")
             stopped = [
                 f"- {row.cell.title}: {row.result.status}"
@@ -192,12 +219,12 @@ class Table:
         return "\n".join(parts)
 
     def _markdown(self, place: Place, columns: Sequence[Column]) -> str:
-        lines = _head(["method", "seeds", *(c.title for c in columns)])
+        lines = markdown_head(["method", "seeds", *(c.title for c in columns)])
         for who, rows in self.methods(place):
             ended = [row for row in rows if row.figures]
             if any(has(rows, c.key) for c in columns):
                 cells = [shown(over_seeds(rows, c.key)) for c in columns]
-                lines.append(_line([name_of(who, ended), str(len(ended)), *cells]))
+                lines.append(markdown_line([name_of(who, ended), str(len(ended)), *cells]))
         return "\n".join(lines) + "\n"
 
     def _markdown_differences(self, place: Place, title: str) -> list[str]:
@@ -208,11 +235,11 @@ class Table:
         columns = [c for c in self.columns if any(c.key in pairs for _, pairs in found.values())]
         if not columns:
             return []
-        lines = _head(["method", *(full_title(c) for c in columns)])
+        lines = markdown_head(["method", *(full_title(c) for c in columns)])
         for who, (rows, pairs) in found.items():
             if pairs:
-                cells = [spread(pairs.get(c.key)) for c in columns]
-                lines.append(_line([name_of(who, rows), *cells]))
+                cells = [marked(pairs.get(c.key)) for c in columns]
+                lines.append(markdown_line([name_of(who, rows), *cells]))
         return lines
 
     def short(self) -> tuple[list[str], list[list[str]]]:
@@ -278,11 +305,13 @@ def _clean_images(rows: Sequence[Row]) -> int:
     return max((row.clean_images for row in rows), default=0)
 
 
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|" + "---|" * len(cells)]
+def markdown_head(cells: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [markdown_line(cells), "|" + "---|" * len(cells)]
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """A line of it."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -294,6 +323,19 @@ def shown(figure: Mapping[str, float] | None) -> str:
     if least == largest:
         return digits(mean)
     return f"{digits(mean)} ({digits(least)}…{digits(largest)})"
+
+
+def priced(price: Mapping[str, Any] | None) -> str:
+    """A price of corruption in few characters: a ratio as a factor, a difference with its sign."""
+    if price is None:
+        return ""
+    sign = "× " if price["kind"] == "ratio" else "+ " if price["mean"] > 0 else ""
+    return sign + spread(price)
+
+
+def marked(pair: Mapping[str, Any] | None) -> str:
+    """A difference with its interval, and a mark for its verdict."""
+    return "" if pair is None else MARKS[pair["verdict"]] + spread(pair)
 
 
 def spread(pair: Mapping[str, float] | None) -> str:

@@ -75,8 +75,8 @@ def bench(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method that all are compared with, seed by seed; may be repeated [default: "
-            "gaussian_fit and flowdiff, where they are there]."
+            help="A method that all are compared with, seed by seed, from now on; may be repeated "
+            "[default: gaussian_fit and flowdiff, where they are there]."
         ),
     ] = None,
     retry: Annotated[
@@ -122,9 +122,11 @@ def bench(
     if dry_run:
         _plan(study, as_json)
         return
+    if against is not None:
+        study.compare_with(against)
     with study.locked():
         _run(study, place, threads, retry, refused)
-        _finish(study, against, as_json)
+        _finish(study, as_json)
     if not any(study.result(cell).status == "finished" for cell in study.cells):
         raise typer.Exit(1)
 
@@ -325,10 +327,10 @@ def _run(
     place.run(jobs, ended)
 
 
-def _finish(study: Study, against: list[str] | None, as_json: bool) -> None:
+def _finish(study: Study, as_json: bool) -> None:
     from flowdiff.core.bench.output import write_results
 
-    table = write_results(study, against)
+    table = write_results(study)
     if as_json:
         typer.echo(json.dumps(table.to_json(), indent=2, ensure_ascii=False))
         return

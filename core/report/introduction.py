@@ -32,9 +32,8 @@ def title(summary: Mapping[str, Any], control: bool) -> str:
 
 
 def saw_clean(summary: Mapping[str, Any]) -> bool:
-    """Whether training saw the clean images behind measurements, not a few given beside them."""
-    few = summary.get("clean_examples", 0)
-    return bool(summary["clean_images_used"] > few or (few and summary.get("control")))
+    """Whether the method learned from clean images and not from measurements: a control."""
+    return bool(summary.get("needs_clean", summary["clean_images_used"]))
 
 
 def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
@@ -55,15 +54,19 @@ def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> 
     few = summary.get("clean_examples", 0)
     source = f"{count} corrupted measurements{named} ({shape})"
     if saw_clean(summary):
-        behind = f"{used:,} of the clean" if few else f"the {used:,} clean"
-        source = f"{behind} {things} behind the measurements"
+        behind = f"the {used:,} clean {things} behind the measurements"
+        source = f"{few:,} clean {things}" if few else behind
     elif few:
         source += f" and {few:,} clean {things}"
     if cost["training_steps"]:
         learned = f"The method {summary['method']} learned {words(parts)} from {source}"
     else:
         learned = f"The method {summary['method']} fitted a Gaussian in closed form to {source}"
-    learned += "." if used else f"; 0 clean {things} were used in training."
+    inherited = summary.get("clean_inherited", 0)
+    if inherited:
+        learned += f"; the run that it began with has seen {inherited:,} clean {things}."
+    else:
+        learned += "." if used else f"; 0 clean {things} were used in training."
     sentences = [
         learned,
         f"The known measurement process: {operator_in_words(summary['operator'])}.",

@@ -125,6 +125,8 @@ def _headline(summary: Mapping[str, Any], pairs: list[Comparison], gain: Interva
     before = ""
     if saw_clean(summary):
         before = f"A control, trained on {used:,} clean {_things(summary)}: "
+    elif summary.get("clean_inherited"):
+        before = f"Begun with what {used:,} clean {_things(summary)} have taught: "
     elif used:
         before = f"With {used:,} clean {_things(summary)} beside the measurements: "
     text = "; ".join(parts)

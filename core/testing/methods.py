@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import tempfile
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
 from flowdiff.core.errors import UserError
+from flowdiff.core.few_clean import CleanImages
 from flowdiff.core.loop import batch_index
 from flowdiff.core.measurements import content_hash
 from flowdiff.core.method import select
@@ -166,16 +169,37 @@ def no_clean_images(case: MethodCase) -> str:
 def few_clean(case: MethodCase) -> str:
     if not case.started.method.few_clean:
         raise DoesNotApply("it learns from measurements alone")
-    session = case.session(examples=EXAMPLES)
-    train(session, STEPS)
-    if session.clean_images_used != EXAMPLES:
-        raise LawBroken(f"given {EXAMPLES}, the run says that it used {session.clean_images_used}")
-    with_them, without = session.method.state().tensors, case.trained.method.state().tensors
-    if all(
-        name in without and torch.equal(value, without[name]) for name, value in with_them.items()
-    ):
-        raise LawBroken(f"with {EXAMPLES} clean images it learns what it learns without")
+    learned = []
+    for sign in (1.0, -1.0):
+        # The same run with other images: whatever differs was learned from them.
+        with patch("flowdiff.core.session.CleanImages.choose", _turned(sign)):
+            session = case.session(examples=EXAMPLES)
+        if session.clean_images_used != EXAMPLES:
+            used = session.clean_images_used
+            raise LawBroken(f"given {EXAMPLES}, the run says that it used {used}")
+        train(session, STEPS)
+        learned.append(
+            {
+                f"{name}/{key}": value
+                for name, trainable in session.method.trainables.items()
+                for key, value in trainable.module.state_dict().items()
+            }
+            or session.method.state().tensors
+        )
+    if all(torch.equal(value, learned[1][key]) for key, value in learned[0].items()):
+        raise LawBroken("of other clean images it learns the same")
     return f"{EXAMPLES} of them are learned from"
+
+
+def _turned(sign: float) -> Any:
+    """`CleanImages.choose`, whose images are multiplied by a sign."""
+    choose = CleanImages.choose
+
+    def chosen(*given: Any) -> CleanImages:
+        found = choose(*given)
+        return replace(found, images=sign * found.images)
+
+    return chosen
 
 
 @LAWS.law(
@@ -206,12 +230,13 @@ def resumed(case: MethodCase) -> str:
         folder = Path(name)
         # Written first, so that both read it: tensors of a file lie differently in memory, and a
         # matrix product of them may have another last bit.
-        case.session(folder)
-        whole = case.session(folder)
+        few = EXAMPLES if case.started.method.few_clean else 0
+        case.session(folder, examples=few)
+        whole = case.session(folder, examples=few)
         train(whole, STEPS // 2)
         saved = whole.checkpoint({}).save(folder)
         train(whole, STEPS - STEPS // 2)
-        again = case.session(folder, Checkpoint.load(saved))
+        again = case.session(folder, Checkpoint.load(saved), few)
         train(again, STEPS - STEPS // 2)
     for what in ("sample", "restore"):
         if what in whole.method.artifacts and not torch.equal(

@@ -84,16 +84,19 @@ class MeasuredFiles:
         if path is None:
             raise UserError("which measurements? give --measurements PATH")
         self._what = ("clean images", _CLEAN) if images else ("measurements", _MEASURED)
+        where = "data.clean: " if images else ""
         path = path.expanduser()
         self.alone = path.is_file()
         if self.alone and path.suffix.lower() not in ARCHIVES | EXTENSIONS:
-            raise UserError(f"{path}: give a folder, or {_endings(ARCHIVES)}")
+            raise UserError(f"{where}{path}: give a folder, or {_endings(ARCHIVES)}")
         if not self.alone and not path.is_dir():
-            raise UserError(f"{path} does not exist; give {self._what[0]}, a folder or an archive")
+            raise UserError(
+                f"{where}{path} does not exist; give {self._what[0]}, a folder or an archive"
+            )
         self.top = path.parent if self.alone else path
         self.files = [path] if self.alone else _sorted(path)
         if not self.files:
-            raise UserError(f"{path} holds no {self._what[0]} ({_endings(EXTENSIONS)})")
+            raise UserError(f"{where}{path} holds no {self._what[0]} ({_endings(EXTENSIONS)})")
 
     @cached_property
     def _rows(self) -> Any | None:

@@ -59,6 +59,8 @@ from ._measured_files import Entry, MeasuredFiles, as_image, fitted, parameters
 
 __all__ = ["Measured", "MeasuredFilesConfig"]
 
+_ROUNDING = 1e-3
+"""How far beyond black and white a clean value may be for the rounding of its file."""
 _WINDOWS = 1024
 """Windows that are brought to image units at a time."""
 
@@ -192,10 +194,6 @@ class Measured(MeasuredDataset):
         scale, offset = _scale(self.file_range or (-1.0, 1.0))
         return scale * x.double() + offset
 
-    @property
-    def has_clean_images(self) -> bool:
-        return self.settings.clean is not None
-
     def clean_images(self) -> Tensor:
         """Those of ``data.clean``, or windows of ``data.crop`` of them, (n, C, *spatial)."""
         if self.settings.clean is None:
@@ -205,8 +203,14 @@ class Measured(MeasuredDataset):
             )
         files = MeasuredFiles(self.settings.clean, images=True)
         scale, offset = _scale(self.file_range or (-1.0, 1.0))
-        found = [(self._clean(entry).double() - offset) / scale for entry in files]
-        return torch.cat(found).float()
+        found = torch.cat([(self._clean(entry) - offset) / scale for entry in files]).float()
+        if self.file_range and float((found.abs() > 1 + _ROUNDING).float().mean()) > 0.5:
+            low, high = self.file_range
+            raise UserError(
+                f"data.clean: most values of {self.settings.clean} are outside of {low:g} "
+                f"(black) to {high:g} (white); give clean images in the units of the measurements"
+            )
+        return found
 
     def _clean(self, entry: Entry) -> Tensor:
         """The images of one entry, in file values, (n, C, *spatial).
@@ -217,9 +221,11 @@ class Measured(MeasuredDataset):
         if entry.problem:
             raise UserError(entry.problem)
         wanted = self.space.shape
-        if entry.dtype != self._first.dtype:
+        alike = entry.values.dtype.kind == self._first.values.dtype.kind == "f"
+        if entry.dtype != self._first.dtype and not alike:
             raise UserError(
-                f"{entry.name} holds {entry.dtype} values, the measurements {self._first.dtype}"
+                f"data.clean: {entry.name} holds {entry.dtype} values, the measurements "
+                f"{self._first.dtype}; give numbers of the same type, in the same units"
             )
         values, crop = fitted(entry.values, wanted), self.settings.crop
         if values is not None:
@@ -228,8 +234,8 @@ class Measured(MeasuredDataset):
             values = as_image(entry.values, wanted) if crop else None
             if values is None or min(values.shape[1:]) < (crop or 0):
                 raise UserError(
-                    f"{entry.name} has shape {_shape(entry.values.shape)}, and clean images have "
-                    f"{_shape(wanted)}; leave the file out"
+                    f"data.clean: {entry.name} has shape {_shape(entry.values.shape)}, and clean "
+                    f"images have {_shape(wanted)}; leave the file out"
                 )
             images = (
                 Tiling(wanted[1:], 0)
@@ -237,7 +243,9 @@ class Measured(MeasuredDataset):
                 .cut(torch.from_numpy(values.astype(float)))
             )
         if not torch.isfinite(images).all():
-            raise UserError(f"{entry.name} holds values that are not finite; repair or remove it")
+            raise UserError(
+                f"data.clean: {entry.name} holds values that are not finite; repair or remove it"
+            )
         return images
 
     def _observation(

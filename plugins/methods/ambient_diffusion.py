@@ -17,7 +17,8 @@ noise (σ_n → 0) this is the published loss; with noise, the seen pixels are t
 Samples take one mask ã each, drawn as in training, and go down the probability flow with
 D(ã ⊙ x, ã, σ) (the published fixed-mask sampler). A measurement is restored by D(y, m, σ) at σ_n,
 or at the smallest level that is learned where the noise is below it: an estimate of E[x | y], the
-same for every sample. The mask is an input of the network, so the method has one of its own,
+same for every sample. A few clean images, where a run is given them, are images without noise of
+which everything is seen. The mask is an input of the network, so the method has one of its own,
 around the mean and variance that were fitted to the measurements.
 
 References:

@@ -22,7 +22,7 @@ so that the minimum is E[x | x_σ] although no clean image is seen. Below σ_n n
   to σ', and several from σ' to σ''. Samples, and restorations of y, go on to σ_min.
 
 A few clean images, where a run is given them, are learned from at all levels, the noisy ones above
-σ_n only.
+σ_n only; then ``truncated`` samples and restores down to σ_min as well.
 
 References:
     | How much is a noisy image worth? Data Scaling Laws for Ambient Diffusion (Daras et al., 2025)
@@ -128,6 +128,7 @@ class AmbientTweedie(Method):
                 f"{least:.3g}; give a smaller prior.sigma_min, or take variant=truncated"
             )
         self._images, self._levels = joined(ctx.observations, self._sigma, ctx.examples)
+        self._learned_below = self.config.variant == "consistency" or ctx.examples is not None
         updates = ctx.total_steps * self.config.updates
         self.trainables = {"prior": Trainable(ctx.prior, self.config.optim_prior, updates)}
 
@@ -147,8 +148,12 @@ class AmbientTweedie(Method):
             if self.config.variant == "consistency":
                 # Dropout would add its own variance to the square of a difference.
                 ctx.prior.eval()
+                # A mean over all, as the other loss is; of clean images there is none to add.
                 noisy = noise > 0
-                extra = self._consistency(ctx.prior, y[noisy], noise[noisy], generator).mean()
+                extra = loss.new_zeros(())
+                if noisy.any():
+                    parts = self._consistency(ctx.prior, y[noisy], noise[noisy], generator)
+                    extra = parts.sum() / len(y)
                 ctx.prior.train()
                 figures["consistency"] = float(extra.detach())
                 loss = loss + self.config.consistency * extra
@@ -177,9 +182,12 @@ class AmbientTweedie(Method):
     def sample(
         self, n: int, ctx: RunContext, generator: torch.Generator, steps: int | None = None
     ) -> Tensor:
-        """Truncated: D of the probability flow's x at σ_n. Otherwise the prior's own sampler."""
+        """Truncated: D of the probability flow's x at σ_n. Otherwise the prior's own sampler.
+
+        With a few clean images D is learned below σ_n too, and nothing is truncated.
+        """
         assert isinstance(ctx.prior, DiffusionPrior)
-        if self.config.variant == "consistency":
+        if self._learned_below:
             return super().sample(n, ctx, generator, steps)
         prior, top = ctx.prior, ctx.prior.sigma_max
         count = steps or self.config.sampler_steps
@@ -204,7 +212,7 @@ class AmbientTweedie(Method):
         """Truncated: E[x | y], n times. Otherwise draws by the reverse process from y."""
         assert isinstance(ctx.prior, DiffusionPrior)
         noise = noise_levels(observation)
-        if self.config.variant == "truncated":
+        if not self._learned_below:
             mean: Tensor = ctx.prior("denoise", observation.y, noise)
             return mean.expand(n, *mean.shape).clone()
         repeated, noise = observation.y.repeat(n, *[1] * len(ctx.space.shape)), noise.repeat(n)

@@ -64,8 +64,9 @@ class Frechet(Metric):
         Raises:
             UserError: shapes differ, fewer than three images, or values that are not finite.
         """
-        as_rows(samples, reference, generator, at_least=3)
-        x, y = self.features(samples, reference)
+        as_rows(samples, reference, generator, at_least=3)  # refuses what cannot be compared
+        moved = (images.detach().to(generator.device) for images in (samples, reference))
+        x, y = self.features(*moved)
         value = float(frechet(x, y))
         rows = [draw_indices(len(s), self.config.bootstrap, generator) for s in (x, y)]
         replicates = torch.stack([frechet(x[i], y[j]) for i, j in zip(*rows, strict=True)])
@@ -73,8 +74,8 @@ class Frechet(Metric):
         return MetricValue(value, low, high, len(x), len(y), tuple(replicates.tolist()))
 
     def features(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """What is compared of each set: float64 with shapes (n, k) and (m, k)."""
-        x, y = (images.detach().double().flatten(1) for images in (samples, reference))
+        """What is compared of each set: float64 with shapes (n, k) and (m, k), where they are."""
+        x, y = (images.double().flatten(1) for images in (samples, reference))
         centre = y.mean(0)
         count = min(self.config.components, x.shape[1], len(y) - 1)
         basis = torch.linalg.svd(y - centre, full_matrices=False)[2][:count].mT

@@ -12,18 +12,19 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from flowdiff.core import FeatureMetricConfig, UserError, inception
+from flowdiff.core import FeatureMetricConfig, ImageSpace, UserError, inception
 
 from .frechet import Frechet
 
 __all__ = ["FrechetInception"]
-
-_OUTSIDE = 0.25
-"""How far beyond [-1, 1] reference images may be: resampling rings a little."""
 
 
 class FrechetInception(Frechet):
@@ -32,8 +33,6 @@ class FrechetInception(Frechet):
     Args:
         config: where the weights are, bootstrap replicates and level.
 
-    Raises:
-        UserError: there are no weights.
     """
 
     class Config(FeatureMetricConfig):
@@ -45,22 +44,45 @@ class FrechetInception(Frechet):
         "‖μ₁ − μ₂‖² + tr(S₁ + S₂ − 2 (S₁S₂)^½) of torchvision's Inception-v3 features"
     )
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)  # type: ignore[arg-type]
-        if config.weights is None:
-            raise UserError(
-                "metric frechet_inception needs weights: name a folder with "
-                "inception.safetensors by eval.weights"
-            )
-        self._network = inception(config.weights)
+    def check(self, space: ImageSpace) -> None:
+        """Pictures in [-1, 1], and weights that are there.
 
-    def features(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        if samples.ndim != 4 or samples.shape[1] not in (1, 3):
+        Raises:
+            UserError: one of these is not so.
+        """
+        if len(space.spatial) != 2 or space.channels not in (1, 3):
             raise UserError(
                 "metric frechet_inception looks at pictures of one or three channels; leave it "
                 "out of eval.metrics"
             )
-        if float(reference.abs().max()) > 1 + _OUTSIDE:
-            raise UserError("metric frechet_inception looks at pictures in [-1, 1]")
-        made = [self._network(x.cpu().clamp(-1, 1)).double() for x in (samples, reference)]
-        return made[0], made[1]
+        if space.value_range != (-1.0, 1.0):
+            raise UserError(
+                "metric frechet_inception looks at pictures in [-1, 1]; leave it out of "
+                "eval.metrics"
+            )
+        self._features = inception(self._weights())
+
+    def _weights(self) -> Path:
+        if self.config.weights is None:
+            raise UserError(
+                "metric frechet_inception needs weights: name a folder with "
+                "inception.safetensors by eval.weights"
+            )
+        return self.config.weights
+
+    @cached_property
+    def _features(self) -> Callable[[Tensor], Tensor]:
+        """Read when they are wanted: a run that only samples needs none."""
+        return inception(self._weights())
+
+    def features(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self._seen
+        if seen is None or not torch.equal(seen[0], reference):
+            # Every row of a run's table has the same reference images.
+            seen = self._seen = (reference, self._of(reference))
+        return self._of(samples), seen[1]
+
+    _seen: tuple[Tensor, Tensor] | None = None
+
+    def _of(self, images: Tensor) -> Tensor:
+        return self._features(images.cpu().clamp(-1, 1)).double().to(images.device)

@@ -12,8 +12,9 @@ from flowdiff.testing import check
 from tests.matrix.cells import FILES
 
 RECORDS = [record for record in get_registry().records() if record.package.name == "flowdiff"]
-NEEDS_FILES = {"celeba", "cifar10", "folder", "measured", "mnist"}
-"""Data that is not here: tests/unit/test_torchvision_loaders.py and others write small files."""
+NEEDS_FILES = {"celeba", "cifar10", "folder", "measured", "mnist", "frechet_inception"}
+"""Data, and weights, that are not here: tests/unit/test_torchvision_loaders.py,
+tests/science/test_pretrained.py and others write small files."""
 
 
 # Other shapes of these are in tests/science and tests/matrix.
@@ -30,7 +31,7 @@ def test_component_keeps_its_laws(record: ComponentRecord, tmp_path: Path) -> No
         shape = (1, 8, 8)
         settings = FILES[record.name](tmp_path, shape)
     found = check(record.kind, record.name, settings, shape)
-    if record.kind == "dataset" and record.name in NEEDS_FILES:
+    if record.name in NEEDS_FILES:
         assert found.problem and not found.findings
         return
     assert not found.problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from flowdiff.core import UserError, get_registry
 from flowdiff.core.bench import Budget, Grid, Study, read_grid
 from flowdiff.core.bench.budget import Pilot, _train, steps_within
-from flowdiff.core.bench.compare import Row, paired_difference, price_of_corruption
+from flowdiff.core.bench.compare import Row, paired_difference, price_of_corruption, verdict
+from flowdiff.core.bench.figures import Column
 from flowdiff.core.bench.grid import Cell, grid_of
+from flowdiff.core.bench.output import write_results
 from flowdiff.core.bench.study import CellResult
 from flowdiff.core.bench.table import Table
 from flowdiff.core.bench.worker import config_of
@@ -189,18 +194,6 @@ def test_a_budget_holds_for_a_method_with_a_rhythm(tmp_path: Path) -> None:
     assert spent[0] <= budget < spent[1] * 1.01
 
 
-def test_the_oracle_of_a_price_has_the_same_prior_and_is_above_its_floor(tmp_path: Path) -> None:
-    content = SMALL | {"methods": ["flowdiff", "oracle"], "priors": ["edm", "ddpm"], "seeds": [0]}
-    table = Table(Study.open(tmp_path / "b", grid_of(content, "here"), get_registry()))
-    place = table.places()[0]
-    for prior in ("edm", "ddpm"):
-        assert [row.who[:2] for row in table.oracle(place, prior)] == [("oracle", prior)]
-    learned, oracle = rows({0: 0.3}, "prior.mmd"), rows({0: 0.1}, "prior.mmd")
-    assert price_of_corruption(learned, oracle, "prior.mmd") is not None
-    floor = {"prior.mmd": {"value": 0.09, "low": 0.08, "high": 0.095}}
-    assert price_of_corruption(learned, [replace(oracle[0], floors=floor)], "prior.mmd") is None
-
-
 def test_what_is_misspelt_leaves_nothing_behind(
     run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,11 +247,169 @@ def test_a_difference_is_paired_by_seed_with_student_s_interval() -> None:
     assert paired_difference(rows({0: 1.0}), rows({0: 2.0}), "psnr") is None
 
 
-def test_the_price_of_corruption_is_a_ratio_where_the_oracle_is_above_its_floor() -> None:
-    learned, oracle = rows({0: 0.3, 1: 0.5}, "prior.mmd"), rows({0: 0.1, 1: 0.2}, "prior.mmd")
-    found = price_of_corruption(learned, oracle, "prior.mmd")
-    assert found == pytest.approx({"mean": 2.75, "least": 2.5, "largest": 3.0})
-    assert price_of_corruption(learned, rows({0: -0.1}, "prior.mmd"), "prior.mmd") is None
+MMD = Column("prior.mmd", "MMD²", "lower", "", "prior", distance=True)
+C2ST = Column("prior.c2st", "C2ST", "lower", "", "prior")
+DENSITY = Column("prior.density", "density", "higher", "", "prior")
+
+
+def test_the_price_of_corruption_is_a_ratio_where_both_are_above_the_floor() -> None:
+    learned, oracle = rows({0: 0.3, 1: 0.8}, "prior.mmd"), rows({0: 0.1, 1: 0.2}, "prior.mmd")
+    found = price_of_corruption(learned, oracle, MMD)
+    assert found is not None and found["kind"] == "ratio"
+    assert found["mean"] == pytest.approx(math.sqrt(3 * 4))
+    # Student's with one degree of freedom: tan(.475 π) standard errors of the logarithm.
+    reach = math.tan(0.475 * math.pi) * math.log(4 / 3) / 2
+    assert found["high"] == pytest.approx(math.sqrt(12) * math.exp(reach))
+    # Near the floor of either, or of what is no distance, a difference.
+    floor = {"prior.mmd": {"value": 0.09, "low": 0.08, "high": 0.095}}
+    for ours, theirs in (
+        (learned, [replace(row, floors=floor) for row in oracle]),
+        ([replace(row, floors={"prior.mmd": {"high": 0.28}}) for row in learned], oracle),
+        (learned, rows({0: -0.1, 1: 0.2}, "prior.mmd")),
+    ):
+        near = price_of_corruption(ours, theirs, MMD)
+        assert near is not None and near["kind"] == "difference"
+        assert near["mean"] == paired_difference(ours, theirs, "prior.mmd")["mean"]  # type: ignore[index]
+    score = price_of_corruption(
+        rows({0: 0.9, 1: 0.8}, "prior.c2st"), rows({0: 0.6, 1: 0.6}, "prior.c2st"), C2ST
+    )
+    assert score is not None and score["kind"] == "difference"
+    assert score["mean"] == pytest.approx(0.25)
+    assert price_of_corruption(rows({0: 0.3}, "prior.mmd"), oracle, MMD) is None
+
+
+def test_a_verdict_knows_the_direction_and_the_ceiling() -> None:
+    below, above, over = ({"mean": m, "low": m - 0.1, "high": m + 0.1} for m in (-0.5, 0.5, 0.05))
+    own = rows({0: 0.6, 1: 0.7}, "prior.density")
+    assert verdict(C2ST, below, own) == "better" and verdict(C2ST, above, own) == "worse"
+    assert verdict(DENSITY, above, own) == "better" and verdict(DENSITY, below, own) == "worse"
+    assert verdict(DENSITY, over, own) == verdict(DENSITY, None, own) == ""
+    assert verdict(replace(DENSITY, better="one"), above, own) == ""
+    # Density has no upper limit: beyond that of clean images more is no better.
+    ceiling = {"prior.density": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    sharp = [replace(row, floors=ceiling) for row in own]
+    assert verdict(DENSITY, above, sharp) == "overshoots"
+    assert verdict(DENSITY, below, sharp) == "worse"
+
+
+def planted(folder: Path, content: dict[str, Any], figures: dict[str, dict[str, float]]) -> Study:
+    """A finished benchmark; figures of the prior's samples by method, with each seed .01 more."""
+
+    def bounds(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+    study = Study.open(folder, grid_of(content, "here"), get_registry())
+    for cell in study.cells:
+        name = cell.method.name
+        own = {k: bounds(v + 0.01 * cell.seed) for k, v in figures[cell.method.title].items()}
+        place = study.folder(cell) / "run"
+        place.mkdir(parents=True)
+        oracle = name == "oracle"
+        few = 5 if cell.settings.get("train.clean_images") else 0
+        summary = {
+            "metrics": {
+                "mmd": {"title": "MMD²", "formula": "", "better": "lower", "ideal": 0.0},
+                "density": {"title": "density", "formula": "", "better": "higher", "ideal": 1.0},
+                "theirs": {"title": "Theirs", "formula": "of a package", "better": "lower",
+                           "ideal": 0.5},
+            },
+            "rows": [
+                {"name": "prior", "figures": own},
+                {"name": "second_split", "figures": {"density": bounds(0.9), "mmd": bounds(0)}},
+            ],
+            "restoration": None, "exact": None, "measurement_space": {},
+            "measurements": {"digest": "d"}, "shape": [2], "value_range": None,
+            "prior": "flow" if name == "ambientflow" else "edm",
+            "needs_clean": oracle, "clean_examples": few,
+            "clean_images_used": few or (50 if oracle else 0),
+        }  # fmt: skip
+        (place / "summary.json").write_text(json.dumps(summary))
+        save_file({"measurement": torch.zeros(4, 3)}, place / "figures.safetensors")
+        spent = {"steps": 1, "seconds": 1.0, "network_calls": 10}
+        study.record(cell, CellResult("finished", "", 1, {"spent": spent}))
+    return study
+
+
+FEW = {"name": "oracle", "label": "few", "settings": {"train.clean_images": 5}}
+
+
+def test_tables_compare_what_may_be_compared(tmp_path: Path) -> None:
+    content = SMALL | {"priors": [], "posteriors": []}
+    content["methods"] = ["gaussian_fit", "flowdiff", "em_mmps", "ambientflow", "oracle", FEW]
+    study = planted(
+        tmp_path / "b",
+        content,
+        {
+            "gaussian_fit": {"mmd": 0.5, "density": 0.1, "theirs": 0.9},
+            "flowdiff": {"mmd": 0.3, "density": 0.5, "theirs": 0.8},
+            "em_mmps": {"mmd": 0.2, "density": 1.2, "theirs": 0.7},
+            "ambientflow": {"mmd": 0.4, "density": 0.2, "theirs": 0.8},
+            "oracle": {"mmd": 0.1, "density": 0.8, "theirs": 0.6},
+            "few": {"mmd": 0.4, "density": 0.3, "theirs": 0.9},
+        },
+    )
+    write_results(study)
+    found = json.loads((study.path / "results.json").read_text())
+    assert [c["key"] for c in found["columns"]] == ["prior.mmd", "prior.density", "prior.theirs"]
+    assert [c["distance"] for c in found["columns"]] == [True, False, False]
+    by_method = {m["method"]: m for m in found["methods"]}
+    pairs = by_method["em_mmps"]["differences"]
+    assert list(pairs) == found["references"] == ["gaussian_fit", "flowdiff"]
+    assert pairs["flowdiff"]["prior.mmd"]["mean"] == pytest.approx(-0.1)
+    assert pairs["flowdiff"]["prior.mmd"]["verdict"] == "better"
+    assert pairs["flowdiff"]["prior.density"]["verdict"] == "overshoots"
+    assert by_method["ambientflow"]["differences"]["flowdiff"]["prior.mmd"]["verdict"] == "worse"
+    assert "flowdiff" not in by_method["flowdiff"]["differences"]
+    # Of the oracle with the same prior that saw all clean images, and not of the few.
+    price = by_method["em_mmps"]["price_of_corruption"]
+    assert price["prior.mmd"]["kind"] == "ratio"
+    assert price["prior.mmd"]["mean"] == pytest.approx(math.sqrt(2 * 0.21 / 0.11))
+    assert price["prior.density"] == pytest.approx(
+        {"kind": "difference", "mean": 0.4, "low": 0.4, "high": 0.4, "seeds": 2}
+    )
+    assert not by_method["ambientflow"]["price_of_corruption"]  # another prior
+    assert not by_method["oracle"]["price_of_corruption"]
+    markdown = (study.path / "results.md").read_text()
+    assert "△ 0.7" in markdown and "▲ -0.1" in markdown and "few (5 clean images)" in markdown
+    page = (study.path / "report.html").read_text()
+    assert "saw 50 clean images" in page and "Theirs" in page and "△" in page
+    assert "of a package" in page
+
+
+def test_what_all_are_compared_with_is_kept(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    content = SMALL | {"methods": ["gaussian_fit", "em_mmps", "oracle"], "posteriors": []}
+    figures = {m: {"mmd": 0.1 * i} for i, m in enumerate(content["methods"], 1)}
+    study = planted(tmp_path / "b", content, figures)
+
+    def references() -> list[str]:
+        found: list[str] = json.loads((study.path / "results.json").read_text())["references"]
+        return found
+
+    code, _, errors = run_cli("bench", str(study.path), "--against", "oracl")
+    assert code == 2 and "did you mean 'oracle'" in errors
+    assert run_cli("bench", str(study.path), "--against", "oracle")[0] == 0
+    assert references() == ["oracle"]
+    assert run_cli("bench", str(study.path))[0] == 0
+    assert references() == ["oracle"]
+
+
+def test_tables_of_a_page_are_those_of_the_results(tmp_path: Path) -> None:
+    from tests.benchmarks.results_page import written
+
+    content = SMALL | {"methods": ["gaussian_fit", "em_mmps"], "posteriors": [], "seeds": [0]}
+    study = planted(
+        tmp_path / "b", content, {"gaussian_fit": {"mmd": 0.5}, "em_mmps": {"mmd": 0.25}}
+    )
+    write_results(study)
+    results = json.loads((study.path / "results.json").read_text())
+    page = "a\n<!-- table b | gaussian_noise | prior.mmd -->\nold\n<!-- end -->\nc\n"
+    assert "| em_mmps gaussian | 0.25 |" in written(page, {"b": results})
+    assert "old" not in written(page, {"b": results}) and written(page, {"x": results}) == page
+    wrong = page.replace("prior.mmd", "prior.mdm")
+    with pytest.raises(SystemExit, match=r"prior.mdm: no such column"):
+        written(wrong, {"b": results})
 
 
 # ---------------------------------------------------------------- runs
@@ -431,7 +582,5 @@ def test_an_unfinished_benchmark_has_a_table(tmp_path: Path) -> None:
     table = Table(study)
     assert all(row.result.status == "pending" for row in table.rows)
     assert isinstance(study.grid, Grid)
-    from flowdiff.core.bench.output import write_results
-
     write_results(study)
     assert "Nothing has finished here yet" in (study.path / "report.html").read_text()

@@ -65,8 +65,42 @@ def test_they_are_of_the_training_split_and_counted() -> None:
     assert live.context.clean is None
 
 
+def test_their_measurements_are_not_learned_from_besides() -> None:
+    """A clean image tells all that its measurement does: n + N counts each source once."""
+    live = session("amortized_em", ("train.clean_images", 5))
+    assert live.examples is not None and live.clean is not None
+    assert torch.equal(live.clean.split("train")[live.examples.index], live.examples.images)
+    behind = live.measurements.train.y[live.examples.index]
+    rest = live.context.observations.y
+    assert len(rest) == len(live.measurements.train) - 5 == live.learnable
+    assert torch.cdist(behind.flatten(1), rest.flatten(1)).min() > 1e-3
+
+
+def test_a_run_keeps_them(tmp_path: Path) -> None:
+    """It serves, and goes on, where the files are gone, or others are there."""
+    import flowdiff
+
+    settings = measured(tmp_path)
+    run = flowdiff.run(
+        measurements=settings.pop("data.path"),
+        op="gaussian_noise",
+        method="em_mmps",
+        out=tmp_path / "run",
+        settings={**settings, "method.lap_steps": 1, "eval.n_posterior": 2},
+    )
+    assert run.summary["clean_images_used"] == run.summary["clean_examples"] == 7
+    assert "and 7 clean images" in run.folder.report_file.read_text()
+    for name in ("clean.npz", "y.npy"):
+        (tmp_path / name).unlink()
+    again = flowdiff.open_run(run.path)
+    assert again.sample(2).shape == (2, 1, 8, 8)
+    kept = again.session.context.examples
+    assert kept is not None and run.session.context.examples is not None
+    torch.testing.assert_close(kept, run.session.context.examples, rtol=0, atol=0)
+
+
 def test_none_is_behind_a_measurement_that_is_kept_aside() -> None:
-    settings = (("train.watch_share", 0.5), ("train.clean_images", 12))
+    settings = (("train.watch_share", 0.5), ("train.clean_images", 6))
     live = session("amortized_em", *settings)
     assert live.watch is not None and live.clean is not None
     examples = live.context.examples
@@ -83,6 +117,8 @@ def test_none_is_behind_a_measurement_that_is_kept_aside() -> None:
         ("naive", [("train.clean_images", 5)], "learns from measurements alone"),
         ("gaussian_fit", [("train.clean_images", 5)], "learns from measurements alone"),
         ("em_mmps", [("train.clean_images", 25)], "there are 24 clean images"),
+        ("em_mmps", [("train.clean_images", 24)], "no measurement is left"),
+        ("em_mmps", [("train.clean_images", 5), ("prior.frozen", True)], "the prior is given"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -139,6 +175,39 @@ def test_ambient_tweedie_with_clean_images_is_stationary_at_the_exact_denoiser()
     assert worst(slopes(loss, model.parameters)) > 8
 
 
+def test_a_batch_of_clean_images_alone_has_no_consistency_to_ask_for() -> None:
+    from flowdiff.core.method import select
+
+    settings = (("train.clean_images", 20), ("method.variant", "consistency"))
+    live = session("ambient_tweedie", *settings, ("method.prior_batch", 2))
+    figures = []
+    for step in range(6):
+        live.context.step = step
+        batch = select(live.context.observations, torch.arange(1), None)
+        figures.append(live.method.step(batch, live.context))
+    assert any(f["consistency"] == 0 for f in figures)
+    assert all(math.isfinite(f["loss"]) for f in figures)
+
+
+def test_ambient_tweedie_with_clean_images_goes_below_the_noise() -> None:
+    """What was learned below σ_n serves: samples of one measurement differ."""
+    for count, spread in ((0, False), (5, True)):
+        live = session("ambient_tweedie", ("train.clean_images", count))
+        with live.method.serving():
+            some = live.method.restore(live.context.observations[:2], 3, live.context, seed())
+        assert bool(some.std(0).max() > 1e-4) == spread
+
+
+def test_ambient_diffusion_sees_all_of_a_clean_image() -> None:
+    live = session("ambient_diffusion", ("train.clean_images", 4), op="random_mask+gaussian_noise")
+    method: Any = live.method
+    assert method._shown[-4:].all() and not method._shown[:-4].all()
+    assert method._levels[-4:].eq(0).all()
+    assert torch.equal(method._images[-4:], live.context.examples)
+    loss = method.loss(method._images[-4:], method._shown[-4:], method._levels[-4:], seed())
+    assert torch.isfinite(loss).all() and loss.shape == (4,)
+
+
 def test_the_union_has_clean_images_at_level_zero() -> None:
     live = session("ambient_tweedie", ("train.clean_images", 4))
     assert live.context.examples is not None
@@ -153,32 +222,29 @@ def test_the_union_has_clean_images_at_level_zero() -> None:
 
 
 def test_ambientflow_adds_their_likelihood_in_proportion() -> None:
-    """A step's loss is −(1/N)(Σᵢ L(yᵢ) + Σⱼ log p(xⱼ)) in expectation: here of the same images."""
+    """A step's loss is −(Σᵢ L(yᵢ) + Σⱼ log p(xⱼ))/N in expectation."""
     from flowdiff.core.method import select
 
-    settings = (("train.clean_images", 6), ("method.clean_batch", 4096))
-    request = {"prior": "gaussian", "posterior": "affine"}
     small = [(k, v) for k, v in TINY if k.partition(".")[0] in ("train", "data")]
-    losses = {}
-    for name, more in (("with", settings), ("without", ())):
-        config = resolve(
-            Request(
-                method="ambientflow",
-                op="gaussian_noise",
-                settings=[*small, *more],
-                **request,
-            ),
-            get_registry(),
-        )
-        live = Session.build(config, get_registry())
+    more = [("train.clean_images", 6), ("method.clean_batch", 4096)]
+    request = Request(
+        method="ambientflow",
+        op="gaussian_noise",
+        prior="gaussian",
+        posterior="affine",
+        settings=[*small, *more],
+    )
+    losses = []
+    for given in (True, False):
+        live = Session.build(resolve(request, get_registry()), get_registry())
         ctx = live.context
-        batch = select(ctx.observations, torch.arange(8), None)
-        if ctx.examples is not None:
-            assert ctx.prior is not None
-            bound = ctx.prior("nll_bound", ctx.examples, seed()).detach()
-            expected = float(bound.mean()) * 6 / 24
-        losses[name] = _objective(live, batch)
-    assert losses["with"] - losses["without"] == pytest.approx(expected, rel=0.05)
+        assert ctx.prior is not None and ctx.examples is not None
+        bound = ctx.prior("nll_bound", ctx.examples, seed()).detach()
+        if not given:
+            ctx.examples = None
+        losses.append(_objective(live, select(ctx.observations, torch.arange(8), None)))
+    expected = float(bound.mean()) * 6 / 18
+    assert losses[0] - losses[1] == pytest.approx(expected, rel=0.05)
 
 
 def _objective(live: Session, batch: Any) -> float:
@@ -240,10 +306,10 @@ def test_larger_clean_images_are_cut_as_measurements_are(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"train.clean_images": 0}, "train.clean_images=0 uses none of them"),
         ({"data.clean": None}, "has none but those of data.clean"),
         ({"train.clean_images": 8}, "there are 7 clean images"),
-        ({"data.clean": "nowhere"}, "does not exist; give clean images"),
+        ({"data.clean": "nowhere"}, "data.clean: nowhere does not exist; give clean images"),
+        ({"data.range": [1000, 50000]}, "most values of .* are outside of 1000"),
     ],
 )
 def test_of_measured_data_what_cannot_be_is_refused(
@@ -256,7 +322,7 @@ def test_of_measured_data_what_cannot_be_is_refused(
 def test_clean_images_of_another_kind_are_refused(tmp_path: Path) -> None:
     settings = measured(tmp_path)
     np.savez(tmp_path / "clean.npz", x=np.zeros((7, 1, 8, 8), "uint8"))
-    with pytest.raises(UserError, match="holds uint8 values, the measurements float32"):
+    with pytest.raises(UserError, match="holds uint8 values, the measurements float32; give"):
         of_measured(settings)
     np.savez(tmp_path / "clean.npz", x=np.zeros((7, 1, 9, 8), "float32"))
     with pytest.raises(UserError, match="has shape 1×9×8, and clean images have 1×8×8"):
@@ -264,6 +330,8 @@ def test_clean_images_of_another_kind_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "clean.npz", x=np.full((7, 1, 8, 8), np.nan, "float32"))
     with pytest.raises(UserError, match="not finite"):
         of_measured(settings)
+    np.savez(tmp_path / "clean.npz", x=np.full((7, 1, 8, 8), 100.0))
+    assert of_measured(settings).clean_images_used == 7  # another width of floating point
     np.savez(tmp_path / "clean.npz", y=np.zeros((7, 1, 8, 8), "float32"))
     with pytest.raises(UserError, match="the clean images must be named x"):
         of_measured(settings)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flowdiff.core import UserError
-from flowdiff.core.pretrained import LPIPS, inception
+from flowdiff.core import ImageSpace, UserError
+from flowdiff.core.pretrained import LPIPS, check_weights, inception
 from flowdiff.plugins.metrics.frechet import frechet
 from flowdiff.plugins.metrics.frechet_inception import FrechetInception
 
@@ -52,7 +52,8 @@ def test_inception_s_features_are_those_of_torchvision_s_network(weights: Path) 
     from torchvision import models
     from torchvision.transforms import v2
 
-    network = models.inception_v3(weights=None, init_weights=False, transform_input=False)
+    # As torchvision itself uses those weights: normalised, and then transformed.
+    network = models.inception_v3(weights=None, init_weights=False, transform_input=True)
     network.load_state_dict(load_file(weights / "inception.safetensors"), strict=False)
     network.eval()
     seen: list[Tensor] = []
@@ -88,6 +89,7 @@ def test_frechet_of_few_images_and_many_features() -> None:
 
 def test_frechet_inception_sees_noise(weights: Path) -> None:
     metric = FrechetInception(FrechetInception.Config(weights=weights, bootstrap=20))
+    metric.check(ImageSpace((3, 16, 16)))
     reference, same = pictures(16, 1), pictures(16, 2)
     g = torch.Generator().manual_seed(0)
     noisy = (same + 0.5 * torch.randn(same.shape, generator=g)).clamp(-1, 1)
@@ -158,7 +160,15 @@ def test_what_is_no_such_file_is_refused(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is of another network"):
         inception(tmp_path)
     with pytest.raises(UserError, match="needs weights"):
-        FrechetInception(FrechetInception.Config())
+        FrechetInception(FrechetInception.Config()).check(ImageSpace((1, 8, 8)))
+    with pytest.raises(UserError, match="has neither"):
+        check_weights(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="give safetensors"):
+        check_weights(tmp_path)
+    metric = FrechetInception(FrechetInception.Config(weights=weights))
+    for space in (ImageSpace((2,)), ImageSpace((2, 8, 8)), ImageSpace((1, 8, 8), (0.0, 1.0))):
+        with pytest.raises(UserError, match="looks at pictures"):
+            metric.check(space)
 
 
 @pytest.mark.slow
@@ -168,7 +178,7 @@ def test_a_run_measures_with_them(
     words = ["run", "--method", "gaussian_fit", "--op", "gaussian_noise", "--set", "data.n=12"]
     words += ["--set", "eval.metrics=[frechet_inception]", "--set", "eval.bootstrap=20"]
     code, _, errors = run_cli(*words, "--out", str(tmp_path / "none"))
-    assert code == 2 and "needs weights" in errors
+    assert code == 2 and "needs weights" in errors and not (tmp_path / "none").exists()
     where = ["--set", f"eval.weights={weights}", "--out", str(tmp_path / "run")]
     assert run_cli(*words, *where)[0] == 0
     summary: dict[str, Any] = json.loads((tmp_path / "run" / "summary.json").read_text())

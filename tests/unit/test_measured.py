@@ -226,7 +226,7 @@ def _save(**arrays: Any) -> Any:
 @pytest.mark.parametrize(
     ("write", "name", "settings", "words"),
     [
-        (lambda path: None, ".", {}, "holds no measurement"),
+        (lambda path: None, ".", {}, "holds no measurements"),
         (lambda path: None, "nowhere", {}, "does not exist"),
         (lambda path: (path / "y.npy").write_bytes(b"\x93NUMPY"), "y.npy", {}, "cannot read"),
         (lambda path: (path / "a.tif").write_bytes(b"II*\x00rubbish"), ".", {}, "a.tif"),
@@ -234,7 +234,7 @@ def _save(**arrays: Any) -> Any:
         (_save(y=np.zeros((3, 1, 6, 4))), "y.npz", {"shape": (1, 6, 5)}, "has shape 1×6×4"),
         (_save(y=np.zeros((3, 1, 6, 5), "U1")), "y.npz", {}, "give numbers"),
         (_save(y=np.zeros((1, 1, 6, 5))), "y.npz", {}, "of one source"),
-        (_save(y=np.zeros((0, 1, 6, 5))), "y.npz", {}, "holds no measurement"),
+        (_save(y=np.zeros((0, 1, 6, 5))), "y.npz", {}, "holds no measurements"),
         (_save(y=np.zeros(4)), "y.npz", {}, "and not"),
     ],
 )  # fmt: skip
