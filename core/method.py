@@ -80,10 +80,10 @@ class RunContext:
         prior: the prior, where `roles` asks for it.
         posterior: the posterior, where `roles` asks for it.
         clean: the images behind the measurements; None unless the method declares `needs_clean`.
-        examples: a few clean images, in no relation to the measurements, with shape
-            (n, C, *spatial), that the user gives a method which declares `few_clean`; else None.
         initial: weights of another run to begin with, where the user gives one.
         step: steps done.
+        examples: a few clean images, of none of the measurements, with shape (n, C, *spatial),
+            that the user gives a method which declares `few_clean`; else None.
     """
 
     space: ImageSpace
@@ -97,9 +97,9 @@ class RunContext:
     prior: Prior | None = None
     posterior: AmortizedPosterior | None = None
     clean: Tensor | None = None
-    examples: Tensor | None = None
     initial: Initial | None = None
     step: int = 0
+    examples: Tensor | None = None
 
     def initialise_prior(self, moments: Gaussian | None = None) -> None:
         """Brings the prior to where it begins: weights of another run, or else a Gaussian.

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import UserError
+from .random import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,8 @@ def inception(weights: Path) -> Callable[[Tensor], Tensor]:
     """
     models = _torchvision()
     state = _read(weights / INCEPTION)
-    network = models.inception_v3(weights=None, init_weights=False, transform_input=False)
+    with seeded(0):  # weights that are thrown away
+        network = models.inception_v3(weights=None, init_weights=False, transform_input=False)
     network.aux_logits, network.AuxLogits = False, None
     network.fc = nn.Identity()
     used = {k: v for k, v in state.items() if not k.startswith(("AuxLogits.", "fc."))}
@@ -107,7 +109,8 @@ class LPIPS:
     def __init__(self, weights: Path) -> None:
         file = weights / LPIPS_FILE
         state = _read(file)
-        self._features = _torchvision().alexnet(weights=None).features
+        with seeded(0):
+            self._features = _torchvision().alexnet(weights=None).features
         _load(self._features, _below(state, "features."), file)
         self._heads = []
         for index, channels in enumerate(_HEADS):

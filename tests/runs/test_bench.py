@@ -182,11 +182,15 @@ def test_a_budget_holds_for_a_method_with_a_rhythm(tmp_path: Path) -> None:
     content = SMALL | {"methods": ["amortized_em"], "seeds": [0]}
     content["settings"] = content["settings"] | {
         "method.calibrate_every": 5,
-        "method.prior_steps": 2,
+        "method.prior_steps": 1,
+        "method.posterior_steps": 1,
+        "method.prior_batch": 8,
+        "method.posterior_batch": 8,
         "method.dreams": 64,
+        "train.batch_size": 8,
     }
     config = config_of(cells(content)[0], 1, get_registry())
-    budget = 60_000
+    budget = 20_000
     limit = Budget(network_calls=budget)
     steps = steps_within(limit, config, get_registry(), tmp_path / "pilot.json")
     assert steps is not None and steps % 5 == 0
