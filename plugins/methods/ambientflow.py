@@ -94,10 +94,10 @@ class AmbientFlow(Method):
             share = len(ctx.examples) / len(ctx.observations)
             loss = loss + share * ctx.prior("nll_bound", clean, generator).mean()
         norm = self.trainables["both"].update(loss)
-        share = log_w.detach().softmax(0).square().sum(0).reciprocal().mean()
+        effective = log_w.detach().softmax(0).square().sum(0).reciprocal().mean()
         return {
             "loss": -float(bound.detach()),
-            "effective_samples": float(share),
+            "effective_samples": float(effective),
             "grad_both": norm,
         }
 
