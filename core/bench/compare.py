@@ -99,7 +99,7 @@ def verdict(
         have: density grows without limit as samples huddle together. Nothing where the interval
         holds 0, or no direction is better.
     """
-    if pair is None or column.better == "one" or pair["low"] <= 0 <= pair["high"]:
+    if pair is None or column.better in ("one", "zero") or pair["low"] <= 0 <= pair["high"]:
         return ""
     if (pair["mean"] > 0) != (column.better == "higher"):
         return "worse"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 __all__ = ["GROUPS", "Better", "Column", "columns_of", "figures_of", "floors_of"]
 
-Better = Literal["higher", "lower", "one"]
+Better = Literal["higher", "lower", "one", "zero"]
 Figure = dict[str, float]
 
 GROUPS = {
@@ -30,9 +30,11 @@ class Column:
     Attributes:
         key: its name in results.json.
         title: its heading.
-        better: which direction is better; ``one``: 1 is right.
+        better: which direction is better; ``one`` and ``zero``: that value is right.
         what: its definition.
         group: which table it belongs to, of `GROUPS`.
+        ideal: what two sets of clean images have in the limit, where it is a metric's: a value on
+            the other side of it is luck.
         distance: whether it is a distance to clean images, 0 at best, so that ratios mean
             something.
     """
@@ -42,11 +44,34 @@ class Column:
     better: Better
     what: str
     group: str
+    ideal: float | None = None
     distance: bool = False
+
+    def rank(self, value: float) -> float:
+        """How good a value is: the least is best."""
+        if self.better in ("one", "zero"):
+            return abs(value - (1 if self.better == "one" else 0))
+        if self.better == "higher":
+            return -value
+        return value if self.ideal is None else max(value, self.ideal)
 
 
 _FIXED = (
-    Column("psnr", "PSNR", "higher", "dB, of the posterior mean", "posterior"),
+    Column(
+        "exact_nats",
+        "−log p beyond the truth's",
+        "zero",
+        "mean −log p of the prior's samples under the true density, where it is known, minus that "
+        "of true samples, in nats: above 0 off the support, below 0 huddled together",
+        "prior",
+    ),
+    Column(
+        "psnr",
+        "PSNR",
+        "higher",
+        "dB, of the posterior mean; of data without a value range its signal-to-noise ratio",
+        "posterior",
+    ),
     Column("ssim", "SSIM", "higher", "of the posterior mean", "posterior"),
     Column("lpips", "LPIPS", "lower", "perceptual distance of the posterior mean", "posterior"),
     Column("crps", "CRPS", "lower", "continuous ranked probability score of samples", "posterior"),
@@ -90,6 +115,7 @@ def columns_of(summaries: Iterable[Mapping[str, Any]]) -> list[Column]:
             metric["better"],
             f"{whose}: {metric['formula']}",
             group,
+            float(metric["ideal"]),
             metric["better"] == "lower" and metric["ideal"] == 0,
         )
         for group, whose in sets
@@ -129,9 +155,14 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
                 yield metric, _bounds(mean[metric])
         if restoration.get("crps"):
             yield "crps", _bounds(restoration["crps"]["posterior"])
-    exact = (summary.get("exact") or {}).get("posterior") or {}
-    if "posterior" in exact.get("energy", {}):
-        yield "exact_energy", _bounds(exact["energy"]["posterior"])
+    exact = summary.get("exact") or {}
+    rows = (exact.get("prior") or {}).get("rows", {})
+    if "prior" in rows and "truth" in rows:
+        entropy = float(rows["truth"]["value"])
+        yield "exact_nats", {k: v - entropy for k, v in _bounds(rows["prior"]).items()}
+    distances = (exact.get("posterior") or {}).get("energy", {})
+    if "posterior" in distances:
+        yield "exact_energy", _bounds(distances["posterior"])
     space = summary["measurement_space"]
     if "chi2" in space:
         yield "chi2", _bounds(space["chi2"]["posterior"])

@@ -90,7 +90,8 @@ class Budget(_Strict):
     def __str__(self) -> str:
         if self.kind is None:
             return "each method's own number of steps"
-        return f"{self.amount:,.6g} {self.kind.replace('_', ' ')}"
+        shown = f"{self.amount:,.0f}" if self.amount.is_integer() else f"{self.amount:,g}"
+        return f"{shown} {self.kind.replace('_', ' ')}"
 
 
 class Grid(_Strict):

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
+DIRECTIONS = {
+    "higher": "more is better",
+    "lower": "less is better",
+    "one": "1 is right",
+    "zero": "0 is right",
+}
 _SHOWN = 8
 """Images of each row of pictures."""
 _PLOTTED = ("psnr", "posterior.c2st", "prior.c2st")
@@ -70,6 +76,7 @@ def render(study: Study, table: Table) -> str:
         ],
         "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER",
         "marks": MARKS,
+        "directions": DIRECTIONS,
         "css": Markup(style()),  # noqa: S704  (our own file)
     }
     return templates(__package__ or "").get_template("bench.j2").render(content)
@@ -111,7 +118,8 @@ def _line(
     for column in columns:
         found = over_seeds(rows, column.key)
         figures[column.key] = _two_lines(found)
-        if found is not None and found["mean"] == best[column.key]:
+        clean = any(row.clean_images for row in rows)
+        if found is not None and not clean and column.rank(found["mean"]) == best[column.key]:
             leads.add(column.key)
     ended = [row for row in rows if row.figures]
     spent = [row.result.budget["spent"] for row in ended]
@@ -180,7 +188,7 @@ def _two_lines(figure: dict[str, float] | None) -> tuple[str, str]:
 
 
 def _best(column: Column, methods: Sequence[Sequence[Row]]) -> float | None:
-    """The best mean of methods that have seen no clean image, and finished with every seed.
+    """The best rank of a mean, of methods that saw no clean image and finished with every seed.
 
     What is beyond that of clean images is no better (`beyond_clean`).
     """
@@ -193,9 +201,7 @@ def _best(column: Column, methods: Sequence[Sequence[Row]]) -> float | None:
     ]
     if not means:
         return None
-    if column.better == "one":
-        return min(means, key=lambda v: abs(v - 1))
-    return max(means) if column.better == "higher" else min(means)
+    return min(map(column.rank, means))
 
 
 def _pictures(study: Study, methods: Sequence[tuple[Who, list[Row]]]) -> list[dict[str, Any]]:
@@ -276,9 +282,8 @@ def _plot(column: Column, methods: Sequence[tuple[Who, list[Row]]]) -> Markup:
             f'<text x="{across(value):.1f}" y="{base + 15}" text-anchor="middle">'
             f"{digits(value)}</text>"
         )
-    better = {"higher": "more is better", "lower": "less is better", "one": "1 is right"}
     parts.append(
         f'<text x="{(left + width - 120) / 2}" y="{height - 3}" text-anchor="middle" '
-        f'class="label">{escape(full_title(column))} ({better[column.better]})</text></svg>'
+        f'class="label">{escape(full_title(column))} ({DIRECTIONS[column.better]})</text></svg>'
     )
     return Markup("".join(parts))  # noqa: S704  (every text in it is escaped above)

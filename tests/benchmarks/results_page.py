@@ -69,7 +69,7 @@ def lines(results: Results, operator: str, keys: str, minus: str) -> list[str]:
             return marked(method["differences"].get(minus, {}).get(key))
         return shown(method["figures"].get(key))
 
-    arrows = {"higher": " ↑", "lower": " ↓", "one": " → 1"}
+    arrows = {"higher": " ↑", "lower": " ↓", "one": " → 1", "zero": " → 0"}
     better = ["" if minus or keys == "price" else arrows[c.better] for c in chosen]
     titles = [full_title(c) + mark for c, mark in zip(chosen, better, strict=True)]
     rows = markdown_head(["method", *titles])

@@ -447,7 +447,14 @@ def test_a_benchmark(whole: tuple[Path, dict[str, Any]]) -> None:
     spent = by_method["flowdiff", "0"]["budget"]["spent"]["network_calls"]
     assert 0.9 * 4000 <= spent <= 4000
     assert by_method["flowdiff", "0"]["steps"] == by_method["flowdiff", "1"]["steps"]
-    assert {"prior.mmd", "psnr", "crps", "chi2"} <= set(by_method["flowdiff", "0"]["figures"])
+    figures = by_method["flowdiff", "0"]["figures"]
+    assert {"prior.mmd", "psnr", "crps", "chi2", "exact_energy"} <= set(figures)
+    summary = json.loads(
+        (folder / "cells" / by_method["flowdiff", "0"]["id"] / "run/summary.json").read_text()
+    )
+    nats = summary["exact"]["prior"]["rows"]
+    excess = nats["prior"]["value"] - nats["truth"]["value"]
+    assert figures["exact_nats"]["value"] == pytest.approx(excess)
     page = (folder / "report.html").read_text()
     assert "ambient_diffusion" in page and "does not support" in page
     assert (folder / "results.csv").read_text().count("\n") == 7
