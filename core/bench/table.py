@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flowdiff.core.errors import UserError, suggest
+from flowdiff.core.provenance import saw_clean
 
 from .compare import Row, has, over_seeds, paired_difference, price_of_corruption, verdict
 from .figures import GROUPS, Column, columns_of, figures_of, floors_of
@@ -95,7 +96,8 @@ class Table:
             row
             for row in self.rows
             if row.place == place
-            and row.summary.get("needs_clean")
+            and row.summary
+            and saw_clean(row.summary)
             and not row.summary.get("clean_examples")
             and row.summary["prior"] == prior
         ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowdiff.core.provenance import saw_clean
 from flowdiff.core.space import ImageSpace
 
 from .numbers import HARD_SPACE, duration, words
 from .restoration import restored
 
-__all__ = ["introduction", "operator_in_words", "saw_clean", "title"]
+__all__ = ["introduction", "operator_in_words", "title"]
 
 FOLDS = {
     "sealed": "The clean reference data is the sealed fold’s, which no setting was chosen on.",
@@ -29,11 +30,6 @@ def title(summary: Mapping[str, Any], control: bool) -> str:
     what = ["prior"] * ("prior" in summary["cost"]["parameters"])
     what += ["posterior"] * bool(restored(summary))
     return f"A clean {words(what) or 'model'} of {data}, learned through {through}"
-
-
-def saw_clean(summary: Mapping[str, Any]) -> bool:
-    """Whether the method learned from clean images and not from measurements: a control."""
-    return bool(summary.get("needs_clean", summary["clean_images_used"]))
 
 
 def introduction(summary: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowdiff.core.provenance import saw_clean
 from flowdiff.core.space import ImageSpace
 
 from .comparison import Comparison, Outcome, comparisons, unlike_splits
 from .interval import Interval
-from .introduction import saw_clean
 from .numbers import HARD_SPACE, figure, span, words
 from .price import prices
 from .restoration import quality
