@@ -51,7 +51,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "optim": ("OptimConfig", "Trainable", "frozen"),
     "part": ("BuildContext", "Part", "PartConfig"),
     "posterior": ("AmortizedPosterior",),
-    "pretrained": ("inception",),
+    "pretrained": ("INCEPTION", "LPIPS", "LPIPS_FILE", "check_weights", "inception"),
     "prior": ("DiffusionPrior", "Prior", "expand", "probability_flow"),
     "random": ("Streams", "derive_seed", "randn", "random_rows", "seeded"),
     "registry": ("Registry", "get_registry"),
@@ -143,6 +143,10 @@ if TYPE_CHECKING:
     from .part import Part as Part
     from .part import PartConfig as PartConfig
     from .posterior import AmortizedPosterior as AmortizedPosterior
+    from .pretrained import INCEPTION as INCEPTION
+    from .pretrained import LPIPS as LPIPS
+    from .pretrained import LPIPS_FILE as LPIPS_FILE
+    from .pretrained import check_weights as check_weights
     from .pretrained import inception as inception
     from .prior import DiffusionPrior as DiffusionPrior
     from .prior import Prior as Prior

@@ -184,7 +184,7 @@ MISTAKES = (
     Mistake(
         "watch: the method learns from what is aside",
         "core/session.py",
-        "train, clean = train[~aside], None if clean is None else clean[~aside]",
+        "learned &= ~aside.cpu()",
         "pass",
         "tests/runs/test_watch.py::test_nobody_learns_from_what_is_aside",
     ),
@@ -341,9 +341,60 @@ MISTAKES = (
     Mistake(
         "clean images reach every method",
         "core/session.py",
-        "clean = _clean(config, dataset).to(device) if assembly.method.needs_clean else None",
+        "clean = _clean(config, dataset).to(device) if needed else None",
         "clean = _clean(config, dataset).to(device)",
         "tests/science/test_controls.py::test_only_the_oracle_gets_clean_images",
+    ),
+    Mistake(
+        "a clean image's own measurement is learned from besides",
+        "core/session.py",
+        "learned[examples.index] = False",
+        "pass",
+        "tests/science/test_few_clean.py::test_their_measurements_are_not_learned_from_besides",
+    ),
+    Mistake(
+        "a clean image counts twice as much as a measurement",
+        "plugins/methods/_examples.py",
+        "share = len(ctx.examples) / (",
+        "share = 2 * len(ctx.examples) / (",
+        "tests/science/test_few_clean.py::test_a_clean_image_counts_as_much_as_a_measurement",
+    ),
+    Mistake(
+        "noisy images are learned from below their noise",
+        "plugins/methods/ambient_tweedie.py",
+        "share = expand(1 - (noise / sigma) ** 2, y)",
+        "share = torch.ones_like(expand(sigma, y))",
+        "tests/science/test_few_clean.py::"
+        "test_ambient_tweedie_with_clean_images_is_stationary_at_the_exact_denoiser",
+    ),
+    Mistake(
+        "of a clean image ambient_diffusion sees nothing",
+        "plugins/methods/ambient_diffusion.py",
+        "whole = self._seen.new_ones(",
+        "whole = self._seen.new_zeros(",
+        "tests/science/test_few_clean.py::test_ambient_diffusion_sees_all_of_a_clean_image",
+    ),
+    Mistake(
+        "the marks of differences are reversed",
+        "core/bench/compare.py",
+        'if (pair["mean"] > 0) != (column.better == "higher"):',
+        'if (pair["mean"] > 0) == (column.better == "higher"):',
+        "tests/runs/test_bench.py::test_a_verdict_knows_the_direction_and_the_ceiling",
+    ),
+    Mistake(
+        "Inception is shown images that were normalised",
+        "core/pretrained.py",
+        "[network(_resized(some, _INCEPTION_SIDE)) for",
+        "[network(_normalised(_resized(some, _INCEPTION_SIDE))) for",
+        "tests/science/test_pretrained.py::"
+        "test_inception_s_features_are_those_of_torchvision_s_network",
+    ),
+    Mistake(
+        "LPIPS without features of unit length",
+        "core/pretrained.py",
+        "apart = (_unit(a) - _unit(b)).square()",
+        "apart = (a - b).square()",
+        "tests/science/test_pretrained.py::test_lpips_is_its_formula",
     ),
 )
 
