@@ -32,6 +32,7 @@ class MetricCase(Case):
         return super().cases(replace(component, shape=shape))
 
     def probe(self) -> Any:
+        self.metric.check(self.space)
         return self.metric
 
     @cached_property
