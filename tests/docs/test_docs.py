@@ -149,6 +149,8 @@ def run(
             # Where there are no clean images, there are no metrics.
             skipped = "eval.metrics" if "--measurements" in arguments else "-"
             shrink = [setting for setting in SHRINK if not setting.startswith(skipped)]
+            if any(word.startswith("train.clean_images=") for word in arguments):
+                shrink = [*shrink, "train.clean_images=3"]
             arguments += [word for setting in shrink for word in ("--set", setting)]
         elif arguments[:1] == ["corrupt"]:
             arguments += ["--set", "data.n=30"]
