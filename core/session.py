@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ from .source import Source
 from .watch import Best, Watch, keep_aside
 
 __all__ = ["Session", "measurements_of"]
+
+_Kept = TypeVar("_Kept", Initial, CleanImages)
 
 
 @dataclass
@@ -335,11 +337,11 @@ def _initial(config: RunConfig, registry: Registry, file: Path | None) -> Initia
     return _kept(theirs.served(config.init.parts, str(folder.path)), file)
 
 
-def _kept(initial: Initial, file: Path | None) -> Initial:
+def _kept(found: _Kept, file: Path | None) -> _Kept:
     """Written again, where a kill came before the file."""
     if file is not None and file.parent.exists():
-        initial.save(file)
-    return initial
+        found.save(file)
+    return found
 
 
 def _check_taken(initial: Initial | None, config: RunConfig) -> None:
@@ -359,7 +361,7 @@ def _examples(
         return CleanImages.read(file)
     assert isinstance(dataset, (Dataset, MeasuredDataset))
     generator = Streams(config.seed).fresh("clean_images")
-    return CleanImages.choose(dataset, config.train.clean_images, learned, generator)
+    return _kept(CleanImages.choose(dataset, config.train.clean_images, learned, generator), file)
 
 
 def _clean(config: RunConfig, dataset: Source) -> Tensor:

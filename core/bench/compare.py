@@ -31,8 +31,6 @@ class Row:
         cell: the combination.
         result: how it ended.
         figures: value, low and high by column; those that the cell has.
-        digest: of its measurements.
-        clean_images: that its training has seen.
         floors: what a second set of clean images has, by column of a metric.
         summary: the content of its summary.json; empty where it has not finished.
     """
@@ -40,10 +38,18 @@ class Row:
     cell: Cell
     result: CellResult
     figures: Mapping[str, Mapping[str, float]]
-    digest: str = ""
-    clean_images: int = 0
     floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Of its measurements; empty where it has not finished."""
+        return str(self.summary["measurements"]["digest"]) if self.summary else ""
+
+    @property
+    def clean_images(self) -> int:
+        """How many its training has seen; 0 where it has not finished."""
+        return int(self.summary["clean_images_used"]) if self.summary else 0
 
     @property
     def place(self) -> tuple[str, str]:

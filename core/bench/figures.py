@@ -100,13 +100,19 @@ _FIXED = (
 )
 
 
-def columns_of(summaries: Iterable[Mapping[str, Any]]) -> list[Column]:
-    """Every column that some summary has a figure for, group by group."""
+def columns_of(
+    runs: Iterable[tuple[Mapping[str, Any], Mapping[str, Mapping[str, float]]]],
+) -> list[Column]:
+    """Every column that some run has a figure for, group by group.
+
+    Args:
+        runs: summary and `figures_of` of each.
+    """
     definitions: dict[str, Mapping[str, Any]] = {}
     found: set[str] = set()
-    for summary in summaries:
+    for summary, figures in runs:
         definitions |= summary["metrics"]
-        found |= figures_of(summary).keys()
+        found |= figures.keys()
     sets = (("prior", "samples of the prior"), ("posterior", "one sample for each measurement"))
     columns = [
         Column(

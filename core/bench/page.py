@@ -154,13 +154,8 @@ def _prices(
 
 def _differences(table: Table, place: Place, title: str) -> dict[str, Any] | None:
     """Each method minus a reference: by column the interval, and whether it says something."""
-    found = [
-        (name_of(who, rows), pairs)
-        for who, rows in table.methods(place)
-        if (pairs := table.differences(place, who, rows).get(title))
-    ]
-    columns = [c for c in table.columns if any(c.key in pairs for _, pairs in found)]
-    if not columns:
+    columns, found = table.minus(place, title)
+    if not found:
         return None
     lines = [
         (

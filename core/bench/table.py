@@ -62,7 +62,7 @@ class Table:
     def __init__(self, study: Study) -> None:
         self.rows = [_row(study, cell) for cell in study.cells]
         self.budget = str(study.grid.budget)
-        self.columns = columns_of(row.summary for row in self.rows if row.summary)
+        self.columns = columns_of((row.summary, row.figures) for row in self.rows if row.summary)
         self.references = references_of(study.grid, study.against)
 
     def places(self) -> list[Place]:
@@ -113,17 +113,27 @@ class Table:
         alike = [(other, rows) for other, rows in own if other[1:] == who[1:]] or own
         return alike[0][1] if len(alike) == 1 else []
 
-    def differences(self, place: Place, who: Who, rows: Sequence[Row]) -> dict[str, Any]:
-        """By reference and column, `paired_difference` and its `verdict`; those that there are."""
-        found = {}
-        for title in self.references:
-            others = self.reference(place, title, who)
-            found[title] = {
-                c.key: {**pair, "verdict": verdict(c, pair, rows)}
-                for c in self.columns
-                if (pair := paired_difference(rows, others, c.key)) is not None
-            }
-        return {title: pairs for title, pairs in found.items() if pairs}
+    def difference(
+        self, place: Place, who: Who, rows: Sequence[Row], title: str
+    ) -> dict[str, dict[str, Any]]:
+        """A method minus a reference: by column `paired_difference` and its `verdict`."""
+        others = self.reference(place, title, who)
+        return {
+            c.key: {**pair, "verdict": verdict(c, pair, rows)}
+            for c in self.columns
+            if (pair := paired_difference(rows, others, c.key)) is not None
+        }
+
+    def minus(
+        self, place: Place, title: str
+    ) -> tuple[list[Column], list[tuple[str, dict[str, dict[str, Any]]]]]:
+        """Every method of a place minus a reference: the columns, and `difference` by name."""
+        found = [
+            (name_of(who, rows), pairs)
+            for who, rows in self.methods(place)
+            if (pairs := self.difference(place, who, rows, title))
+        ]
+        return [c for c in self.columns if any(c.key in pairs for _, pairs in found)], found
 
     def prices(self, place: Place, rows: Sequence[Row]) -> dict[str, Any]:
         """Price of corruption by metric of the prior; empty for the oracle itself."""
@@ -161,7 +171,11 @@ class Table:
             "posterior": who[2],
             "seeds": len([row for row in rows if row.figures]),
             "figures": {c.key: over_seeds(rows, c.key) for c in self.columns if has(rows, c.key)},
-            "differences": self.differences(place, who, rows),
+            "differences": {
+                title: pairs
+                for title in self.references
+                if (pairs := self.difference(place, who, rows, title))
+            },
             "price_of_corruption": self.prices(place, rows),
         }
 
@@ -204,7 +218,7 @@ class Table:
                     parts.append(f"### {heading}\n")
                     parts.append(self._markdown(place, columns))
             for title in self.references:
-                lines = self._markdown_differences(place, title)
+                lines = self._markdown_minus(place, title)
                 if lines:
                     about = f"mean and Student's 95 % interval; {LEGEND}"
                     parts.append(f"### Minus {title}, seed by seed ({about})\n")
@@ -229,19 +243,13 @@ class Table:
                 lines.append(markdown_line([name_of(who, ended), str(len(ended)), *cells]))
         return "\n".join(lines) + "\n"
 
-    def _markdown_differences(self, place: Place, title: str) -> list[str]:
-        found = {
-            who: (rows, self.differences(place, who, rows).get(title, {}))
-            for who, rows in self.methods(place)
-        }
-        columns = [c for c in self.columns if any(c.key in pairs for _, pairs in found.values())]
-        if not columns:
+    def _markdown_minus(self, place: Place, title: str) -> list[str]:
+        columns, found = self.minus(place, title)
+        if not found:
             return []
         lines = markdown_head(["method", *(full_title(c) for c in columns)])
-        for who, (rows, pairs) in found.items():
-            if pairs:
-                cells = [marked(pairs.get(c.key)) for c in columns]
-                lines.append(markdown_line([name_of(who, rows), *cells]))
+        for name, pairs in found:
+            lines.append(markdown_line([name, *(marked(pairs.get(c.key)) for c in columns)]))
         return lines
 
     def short(self) -> tuple[list[str], list[list[str]]]:
@@ -364,8 +372,6 @@ def _row(study: Study, cell: Cell) -> Row:
         cell,
         result,
         figures_of(summary),
-        summary["measurements"]["digest"],
-        summary["clean_images_used"],
         floors_of(summary),
         summary,
     )

@@ -64,9 +64,8 @@ class Frechet(Metric):
         Raises:
             UserError: shapes differ, fewer than three images, or values that are not finite.
         """
-        as_rows(samples, reference, generator, at_least=3)  # refuses what cannot be compared
-        moved = (images.detach().to(generator.device) for images in (samples, reference))
-        x, y = self.features(*moved)
+        both = as_rows(samples, reference, generator, at_least=3)
+        x, y = self.features(*(rows.unflatten(1, samples.shape[1:]) for rows in both))
         value = float(frechet(x, y))
         rows = [draw_indices(len(s), self.config.bootstrap, generator) for s in (x, y)]
         replicates = torch.stack([frechet(x[i], y[j]) for i, j in zip(*rows, strict=True)])
@@ -74,7 +73,7 @@ class Frechet(Metric):
         return MetricValue(value, low, high, len(x), len(y), tuple(replicates.tolist()))
 
     def features(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """What is compared of each set: float64 with shapes (n, k) and (m, k), where they are."""
+        """What is compared of each set of images: float64 with shapes (n, k) and (m, k)."""
         x, y = (images.double().flatten(1) for images in (samples, reference))
         centre = y.mean(0)
         count = min(self.config.components, x.shape[1], len(y) - 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -32,7 +31,6 @@ class FrechetInception(Frechet):
 
     Args:
         config: where the weights are, bootstrap replicates and level.
-
     """
 
     class Config(FeatureMetricConfig):
@@ -60,20 +58,17 @@ class FrechetInception(Frechet):
                 "metric frechet_inception looks at pictures in [-1, 1]; leave it out of "
                 "eval.metrics"
             )
-        self._features = inception(self._weights())
+        self._features  # noqa: B018  (reads the weights)
 
-    def _weights(self) -> Path:
+    @cached_property
+    def _features(self) -> Callable[[Tensor], Tensor]:
+        """Read when they are wanted: a run that only samples needs none."""
         if self.config.weights is None:
             raise UserError(
                 "metric frechet_inception needs weights: name a folder with "
                 "inception.safetensors by eval.weights"
             )
-        return self.config.weights
-
-    @cached_property
-    def _features(self) -> Callable[[Tensor], Tensor]:
-        """Read when they are wanted: a run that only samples needs none."""
-        return inception(self._weights())
+        return inception(self.config.weights)
 
     def features(self, samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         seen = self._seen

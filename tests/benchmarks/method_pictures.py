@@ -13,14 +13,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
 from flowdiff.core import get_registry
 from flowdiff.core.bench import Study
+from flowdiff.core.files import write_bytes
 from flowdiff.core.report.page import read_figures
+from flowdiff.core.report.plots import LEARNED, TRUE, _cloud, _contours, _figure, _limits, _png
 
-LEARNED, TRUE = "#0072b2", "#3a3a3a"
 COLUMNS = 4
 POINTS = 600
 
@@ -43,38 +41,22 @@ def panels(study: Study) -> list[tuple[str, dict[str, Any]]]:
 def draw(study: Study, file: Path) -> None:
     """Writes the picture."""
     found = panels(study)
-    rows = -(-len(found) // COLUMNS)
-    figure = Figure(figsize=(2.5 * COLUMNS, 2.6 * rows), dpi=110, layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False)
-    truth = found[0][1]["truth"].numpy()
-    middle = (truth.max(0) + truth.min(0))[:2] / 2
-    half = 0.68 * float((truth.max(0) - truth.min(0))[:2].max())
+    if not found:
+        raise SystemExit(f"{study.path}: nothing of the first seed has finished")
+    figure, axes = _figure(-(-len(found) // COLUMNS), COLUMNS, 2.5, 2.6)
+    truth = found[0][1]["truth"][:, :2]
     for panel in axes.flat[len(found) :]:
         panel.set_axis_off()
     for panel, (title, figures) in zip(axes.flat, found, strict=False):
+        limits = _limits(truth)
+        if "density" not in figures and title != "truth":
+            _cloud(panel, truth[:POINTS], TRUE, "", limits)
         name = "prior" if "prior" in figures else "gaussian_fit_prior"
-        points = truth if title == "truth" else figures[name].numpy()
-        if "density" in figures:
-            left, right, bottom, top = figures["density_range"].tolist()
-            log_p = figures["density"].numpy()
-            xs, ys = (
-                np.linspace(a, b, n)
-                for a, b, n in ((left, right, log_p.shape[1]), (bottom, top, log_p.shape[0]))
-            )
-            # Of a Gaussian these are 2 and 3 standard deviations.
-            levels = log_p.max() - np.array([4.5, 2.0])
-            panel.contour(xs, ys, log_p, levels=levels, colors=TRUE, linewidths=0.6)
-        elif title != "truth":
-            panel.scatter(*truth[:POINTS, :2].T, s=3, color=TRUE, alpha=0.3, linewidths=0)
-        ink = TRUE if title == "truth" else LEARNED
-        panel.scatter(*points[:POINTS, :2].T, s=5, color=ink, alpha=0.4, linewidths=0)
-        panel.set_xlim(middle[0] - half, middle[0] + half)
-        panel.set_ylim(middle[1] - half, middle[1] + half)
-        panel.set_aspect("equal")
-        panel.set_title(title, fontsize=9)
-        panel.tick_params(labelsize=7, length=2, color="0.6", labelcolor="0.4")
+        points, ink = (truth, TRUE) if title == "truth" else (figures[name], LEARNED)
+        _cloud(panel, points[:POINTS, :2], ink, title, limits)
+        _contours(panel, figures)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+    write_bytes(file, _png(figure))
 
 
 def main() -> None:

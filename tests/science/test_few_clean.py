@@ -90,6 +90,10 @@ def test_a_run_keeps_them(tmp_path: Path) -> None:
     )
     assert run.summary["clean_images_used"] == run.summary["clean_examples"] == 7
     assert "and 7 clean images" in run.folder.report_file.read_text()
+    # A kill may come before they are written.
+    run.folder.examples_file.unlink()
+    assert flowdiff.open_run(run.path).session.clean_examples == 7
+    assert run.folder.examples_file.exists()
     for name in ("clean.npz", "y.npy"):
         (tmp_path / name).unlink()
     again = flowdiff.open_run(run.path)
