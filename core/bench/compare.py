@@ -52,6 +52,11 @@ class Row:
         return int(self.summary["clean_images_used"]) if self.summary else 0
 
     @property
+    def command(self) -> str:
+        """What to type for this run alone."""
+        return self.cell.command(self.result.steps, self.result.threads)
+
+    @property
     def place(self) -> tuple[str, str]:
         """Data and operator: what rows are compared within."""
         return (self.cell.data.title, self.cell.operator.title)

@@ -253,7 +253,7 @@ class Cell:
             dict(content["common"]),
         )
 
-    def command(self, steps: int | None) -> str:
+    def command(self, steps: int | None, threads: int) -> str:
         """What to type for this run alone."""
         import shlex
 
@@ -262,6 +262,7 @@ class Cell:
         words += [] if self.posterior is None else ["--posterior", self.posterior.name]
         words += ["--op", self.operator.name, "--data", self.data.name, "--seed", str(self.seed)]
         words += [] if self.preset == "standard" else ["--preset", self.preset]
+        words += [] if threads == 1 else ["--threads", str(threads)]
         settings = self.settings | ({} if steps is None else {"train.steps": steps})
         for key, value in settings.items():
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()

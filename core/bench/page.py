@@ -70,16 +70,22 @@ def render(study: Study, table: Table) -> str:
         "columns": [(full_title(c), c.what) for c in table.columns],
         "unfinished": [(r.cell.title, r.result) for r in unfinished],
         "commands": [
-            (r.cell.title, r.cell.command(r.result.steps))
+            (r.cell.title, r.command)
             for r in table.rows
             if r.result.status == "finished"
         ],
-        "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER",
+        "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER{_threads(table)}",
         "marks": MARKS,
         "directions": DIRECTIONS,
         "css": Markup(style()),  # noqa: S704  (our own file)
     }
     return templates(__package__ or "").get_template("bench.j2").render(content)
+
+
+def _threads(table: Table) -> str:
+    """The option with which all runs have the threads that they had; nothing for one, or several."""
+    numbers = {row.result.threads for row in table.rows if row.result.status == "finished"}
+    return "".join(f" --threads {n}" for n in numbers if len(numbers) == 1 and n > 1)
 
 
 def _place(study: Study, table: Table, place: Place) -> dict[str, Any]:

@@ -50,12 +50,14 @@ class CellResult:
         reason: why not finished.
         steps: of training, as the budget gave them.
         budget: what the cell was to spend, and what it spent, as it was counted.
+        threads: CPU threads of the run, whose last digits depend on them.
     """
 
     status: Status
     reason: str = ""
     steps: int | None = None
     budget: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
 
 
 class Study:

@@ -388,6 +388,6 @@ def _cell_json(row: Row) -> dict[str, Any]:
         "budget": dict(row.result.budget),
         "clean_images_used": row.clean_images,
         "measurements": row.digest,
-        "command": row.cell.command(row.result.steps),
+        "command": row.command,
         "figures": {key: dict(value) for key, value in row.figures.items()},
     }

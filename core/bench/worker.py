@@ -133,7 +133,7 @@ def _run(study: Path, folder: Path, cell: Cell, threads: int) -> CellResult:
         "network_calls": calls,
     }
     wanted = {} if budget.kind is None else {"kind": budget.kind, "amount": budget.amount}
-    return CellResult("finished", "", steps, {**wanted, "spent": spent})
+    return CellResult("finished", "", steps, {**wanted, "spent": spent}, run.config.threads)
 
 
 def _fits(config: RunConfig, registry: Registry) -> None:

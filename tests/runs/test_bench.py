@@ -238,6 +238,12 @@ def rows(values: dict[int, float], key: str = "psnr", method: str = "flowdiff") 
     return made
 
 
+def test_the_command_of_a_row_says_its_threads() -> None:
+    cell = cells(SMALL)[0]
+    one, two = (Row(cell, CellResult("finished", threads=n), {}).command for n in (1, 2))
+    assert "--threads" not in one and "--threads 2" in two
+
+
 def test_a_difference_is_paired_by_seed_with_student_s_interval() -> None:
     from scipy.stats import ttest_rel
 
