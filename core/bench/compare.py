@@ -67,6 +67,17 @@ class Row:
         return (self.cell.key[2], self.cell.key[3], self.cell.key[4])
 
 
+def spent(rows: Sequence[Row]) -> dict[str, float]:
+    """Steps, seconds and network evaluations of training, means; empty where none has finished."""
+    costs = [row.result.budget["spent"] for row in rows if row.figures]
+    if not costs:
+        return {}
+    return {
+        key: statistics.fmean(cost[key] or 0 for cost in costs)
+        for key in ("steps", "seconds", "network_calls")
+    }
+
+
 def has(rows: Sequence[Row], key: str) -> bool:
     """Whether some row has that figure."""
     return any(key in row.figures for row in rows)

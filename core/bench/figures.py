@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["GROUPS", "Better", "Column", "columns_of", "figures_of", "floors_of"]
+__all__ = ["DIRECTIONS", "GROUPS", "Better", "Column", "columns_of", "figures_of", "floors_of"]
 
 Better = Literal["higher", "lower", "one", "zero"]
 Figure = dict[str, float]
@@ -21,6 +21,13 @@ GROUPS = {
     "measurements": "By measurements alone",
 }
 """Headings, by group; each is a table of its own."""
+
+DIRECTIONS: Mapping[Better, str] = {
+    "higher": "more is better",
+    "lower": "less is better",
+    "one": "1 is right",
+    "zero": "0 is right",
+}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from flowdiff.core.pictures import contact_sheet, encode_png, png_source
 from flowdiff.core.report.page import read_figures
@@ -14,8 +14,9 @@ from flowdiff.core.report.plots import plot
 from flowdiff.core.report.templates import style, templates
 from flowdiff.core.space import ImageSpace
 
-from .compare import Row, beyond_clean, has, over_seeds
-from .figures import GROUPS, Column
+from .chart import Unit, against_compute
+from .compare import Row, beyond_clean, has, over_seeds, spent
+from .figures import DIRECTIONS, GROUPS, Column
 from .table import MARKS, Place, Table, Who, digits, full_title, name_of, priced, spread
 
 if TYPE_CHECKING:
@@ -23,12 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
-DIRECTIONS = {
-    "higher": "more is better",
-    "lower": "less is better",
-    "one": "1 is right",
-    "zero": "0 is right",
-}
 _SHOWN = 8
 """Images of each row of pictures."""
 _PLOTTED = ("psnr", "posterior.c2st", "prior.c2st")
@@ -70,9 +65,7 @@ def render(study: Study, table: Table) -> str:
         "columns": [(full_title(c), c.what) for c in table.columns],
         "unfinished": [(r.cell.title, r.result) for r in unfinished],
         "commands": [
-            (r.cell.title, r.command)
-            for r in table.rows
-            if r.result.status == "finished"
+            (r.cell.title, r.command) for r in table.rows if r.result.status == "finished"
         ],
         "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER{_threads(table)}",
         "marks": MARKS,
@@ -83,7 +76,7 @@ def render(study: Study, table: Table) -> str:
 
 
 def _threads(table: Table) -> str:
-    """The option with which all runs have the threads that they had; nothing for one, or several."""
+    """The option that gives all runs the threads they had; nothing for one, or for several."""
     numbers = {row.result.threads for row in table.rows if row.result.status == "finished"}
     return "".join(f" --threads {n}" for n in numbers if len(numbers) == 1 and n > 1)
 
@@ -91,6 +84,8 @@ def _threads(table: Table) -> str:
 def _place(study: Study, table: Table, place: Place) -> dict[str, Any]:
     methods = [(who, rows) for who, rows in table.methods(place) if any(r.figures for r in rows)]
     boards = []
+    # Along the axis stands what the budget leaves free.
+    unit: Unit = "network_calls" if study.grid.budget.kind == "seconds" else "seconds"
     for group, heading in GROUPS.items():
         columns = table.columns_in(place, group)
         best = {c.key: _best(c, [rows for _, rows in methods]) for c in columns}
@@ -104,13 +99,13 @@ def _place(study: Study, table: Table, place: Place) -> dict[str, Any]:
     return {
         "title": f"{place[0]}, {place[1]}",
         "boards": boards,
-        "prices": _prices(table, place, methods),
+        "prices": _prices(table, place),
         "differences": [
             found for title in table.references if (found := _differences(table, place, title))
         ],
         "pictures": _pictures(study, methods),
         "plots": [
-            _plot(column, methods)
+            against_compute(column, methods, unit)
             for column in table.columns
             if column.key in _PLOTTED and sum(has(rows, column.key) for _, rows in methods) > 1
         ],
@@ -128,33 +123,23 @@ def _line(
         if found is not None and not clean and column.rank(found["mean"]) == best[column.key]:
             leads.add(column.key)
     ended = [row for row in rows if row.figures]
-    spent = [row.result.budget["spent"] for row in ended]
-    seconds = sum(s["seconds"] for s in spent) / len(spent)
-    calls = sum(s["network_calls"] for s in spent) / len(spent)
+    cost = spent(ended)
     return _Line(
         name_of(who, []),
         f"{len(ended)} of {len(rows)}",
         figures,
         leads,
-        f"{seconds:,.0f} s, {calls:,.0f}",
+        f"{cost['seconds']:,.0f} s, {cost['network_calls']:,.0f}",
         max(row.clean_images for row in ended),
     )
 
 
-def _prices(
-    table: Table, place: Place, methods: Sequence[tuple[Who, list[Row]]]
-) -> dict[str, Any] | None:
+def _prices(table: Table, place: Place) -> dict[str, Any] | None:
     """Price of corruption, by method and metric; None where there is no oracle to compare."""
-    found = {name_of(who, rows): table.prices(place, rows) for who, rows in methods}
-    keys = {key for prices in found.values() for key in prices}
-    columns = [c for c in table.columns if c.key in keys]
-    if not columns:
+    columns, found = table.all_prices(place)
+    if not found:
         return None
-    lines = [
-        (name, [priced(prices.get(c.key)) for c in columns])
-        for name, prices in found.items()
-        if prices
-    ]
+    lines = [(name, [priced(prices.get(c.key)) for c in columns]) for name, prices in found]
     return {"titles": [c.title for c in columns], "lines": lines}
 
 
@@ -240,51 +225,3 @@ def _strips(
             sheet = contact_sheet(unit, columns=_SHOWN, scale=max(1, 48 // max(space.spatial)))
             strips.append((label, png_source(encode_png(sheet))))
     return {"title": title, "strips": strips, "plot": None}
-
-
-def _plot(column: Column, methods: Sequence[tuple[Who, list[Row]]]) -> Markup:
-    """A figure against network evaluations, a point for each seed, as an SVG element."""
-    points = [
-        (who, row.result.budget["spent"]["network_calls"], row.figures[column.key]["value"])
-        for who, rows in methods
-        for row in rows
-        if column.key in row.figures
-    ]
-    width, height, left, bottom = 640, 0, 190, 36
-    values = [value for _, _, value in points]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    low, high = low - 0.05 * span, high + 0.05 * span
-    names = list(dict.fromkeys(who for who, _, _ in points))
-    height = 14 + 22 * len(names) + bottom
-
-    def across(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - 120)
-
-    about = escape(f"{full_title(column)} of each method and seed, with its compute")
-    opening = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
-    parts = [f'{opening} aria-label="{about}">']
-    for index, who in enumerate(names):
-        y = 20 + 22 * index
-        own = [point for point in points if point[0] == who]
-        calls = sum(point[1] for point in own) / len(own)
-        name = name_of(who, [])
-        parts.append(f'<path class="grid" d="M{left} {y}H{width - 120}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<text x="{width - 112}" y="{y + 4}">{calls / 1000:,.0f} k calls</text>')
-        parts += [
-            f'<circle cx="{across(v):.1f}" cy="{y}" r="4" fill="#00568a" fill-opacity=".65"/>'
-            for _, _, v in own
-        ]
-    base = height - bottom
-    parts.append(f'<path class="axis" d="M{left} {base}H{width - 120}"/>')
-    for value in (low + 0.05 * span, high - 0.05 * span):
-        parts.append(
-            f'<text x="{across(value):.1f}" y="{base + 15}" text-anchor="middle">'
-            f"{digits(value)}</text>"
-        )
-    parts.append(
-        f'<text x="{(left + width - 120) / 2}" y="{height - 3}" text-anchor="middle" '
-        f'class="label">{escape(full_title(column))} ({DIRECTIONS[column.better]})</text></svg>'
-    )
-    return Markup("".join(parts))  # noqa: S704  (every text in it is escaped above)

@@ -18,7 +18,7 @@ from typing import Any
 from flowdiff.core.errors import UserError, suggest
 from flowdiff.core.provenance import saw_clean
 
-from .compare import Row, has, over_seeds, paired_difference, price_of_corruption, verdict
+from .compare import Row, has, over_seeds, paired_difference, price_of_corruption, spent, verdict
 from .figures import GROUPS, Column, columns_of, figures_of, floors_of
 from .grid import Cell, Grid
 from .study import Study
@@ -146,6 +146,15 @@ class Table:
             if c.group == "prior" and (price := price_of_corruption(rows, oracle, c)) is not None
         }
 
+    def all_prices(self, place: Place) -> tuple[list[Column], list[tuple[str, dict[str, Any]]]]:
+        """Prices of every method of a place: the columns, and `prices` by name."""
+        found = [
+            (name_of(who, rows), prices)
+            for who, rows in self.methods(place)
+            if (prices := self.prices(place, rows))
+        ]
+        return [c for c in self.columns if any(c.key in prices for _, prices in found)], found
+
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
@@ -170,6 +179,7 @@ class Table:
             "prior": who[1],
             "posterior": who[2],
             "seeds": len([row for row in rows if row.figures]),
+            "spent": spent(rows),
             "figures": {c.key: over_seeds(rows, c.key) for c in self.columns if has(rows, c.key)},
             "differences": {
                 title: pairs
@@ -184,10 +194,10 @@ class Table:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         keys = [c.key for c in self.columns]
-        spent = ("steps", "seconds", "network_calls")
+        compute = ("steps", "seconds", "network_calls")
         bounds = [f"{key}{suffix}" for key in keys for suffix in ("", ".low", ".high")]
         head = ("data", "operator", "method", "prior", "posterior", "seed", "status", "reason")
-        writer.writerow([*head, *spent, "clean_images", *bounds])
+        writer.writerow([*head, *compute, "clean_images", *bounds])
         for row in self.rows:
             cost = row.result.budget.get("spent", {})
             figures = [
@@ -200,7 +210,7 @@ class Table:
                     *row.cell.key,
                     row.result.status,
                     row.result.reason,
-                    *(cost.get(name, "") for name in spent),
+                    *(cost.get(name, "") for name in compute),
                     row.clean_images if row.figures else "",
                     *figures,
                 ]
@@ -217,6 +227,10 @@ class Table:
                 if columns:
                     parts.append(f"### {heading}\n")
                     parts.append(self._markdown(place, columns))
+            prices = self._markdown_prices(place)
+            if prices:
+                parts.append("### Price of corruption, beside the oracle with the same network\n")
+                parts.append("\n".join(prices) + "\n")
             for title in self.references:
                 lines = self._markdown_minus(place, title)
                 if lines:
@@ -235,13 +249,24 @@ class Table:
         return "\n".join(parts)
 
     def _markdown(self, place: Place, columns: Sequence[Column]) -> str:
-        lines = markdown_head(["method", "seeds", *(c.title for c in columns)])
+        compute = ("steps", "seconds", "network calls")
+        lines = markdown_head(["method", "seeds", *compute, *(c.title for c in columns)])
         for who, rows in self.methods(place):
             ended = [row for row in rows if row.figures]
             if any(has(rows, c.key) for c in columns):
-                cells = [shown(over_seeds(rows, c.key)) for c in columns]
+                cells = [f"{mean:,.0f}" for mean in spent(ended).values()]
+                cells += [shown(over_seeds(rows, c.key)) for c in columns]
                 lines.append(markdown_line([name_of(who, ended), str(len(ended)), *cells]))
         return "\n".join(lines) + "\n"
+
+    def _markdown_prices(self, place: Place) -> list[str]:
+        columns, found = self.all_prices(place)
+        if not found:
+            return []
+        lines = markdown_head(["method", *(c.title for c in columns)])
+        for name, prices in found:
+            lines.append(markdown_line([name, *(priced(prices.get(c.key)) for c in columns)]))
+        return lines
 
     def _markdown_minus(self, place: Place, title: str) -> list[str]:
         columns, found = self.minus(place, title)

@@ -464,7 +464,16 @@ def test_a_benchmark(whole: tuple[Path, dict[str, Any]]) -> None:
     page = (folder / "report.html").read_text()
     assert "ambient_diffusion" in page and "does not support" in page
     assert (folder / "results.csv").read_text().count("\n") == 7
-    assert "| flowdiff" in (folder / "results.md").read_text()
+    text = (folder / "results.md").read_text()
+    assert "| method | seeds | steps | seconds | network calls |" in text
+    (mean,) = (m["spent"] for m in found["methods"] if m["method"] == "flowdiff")
+    assert (
+        mean["network_calls"]
+        == spent
+        == sum(by_method["flowdiff", seed]["budget"]["spent"]["network_calls"] for seed in "01")
+        / 2
+    )
+    assert f"| flowdiff gaussian affine | 2 | {mean['steps']:,.0f} |" in text
 
 
 @pytest.mark.slow

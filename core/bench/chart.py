@@ -1,0 +1,168 @@
+"""A figure against the compute that was spent on it, as inline SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from markupsafe import Markup, escape
+
+from flowdiff.core.report.charts import BLUE, GREY, ORANGE, ticks
+
+from .compare import Row, spent
+from .figures import DIRECTIONS, Column
+from .table import Who, full_title, name_of
+
+__all__ = ["Unit", "against_compute"]
+
+Unit = Literal["seconds", "network_calls"]
+
+LABELS = {
+    "seconds": "seconds of training",
+    "network_calls": "network evaluations of training",
+}
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 700, 300, 52, 430, 12, 262
+_LINE = 15
+"""Pixels from one label to the next."""
+# Okabe and Ito's palette; from the eighth method on, marks are hollow.
+_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+
+
+def against_compute(
+    column: Column, methods: Sequence[tuple[Who, Sequence[Row]]], unit: Unit
+) -> Markup:
+    """An SVG element: a mark for each seed, and a line to the method's name.
+
+    What spends nothing, a closed form, is a dashed line across. What saw clean images is grey.
+
+    Args:
+        column: the figure.
+        methods: with their rows; those that have the figure are drawn.
+        unit: of compute, along a logarithmic axis.
+    """
+    drawn = [
+        (who, own)
+        for who, rows in methods
+        if (own := [r for r in rows if column.key in r.figures])
+    ]
+    values = [row.figures[column.key]["value"] for _, rows in drawn for row in rows]
+    costs = [cost for _, rows in drawn for row in rows if (cost := _cost(row, unit)) > 0]
+    low, high = _wider(min(values), max(values))
+    cheap, dear = _wider(*(math.log10(f(costs)) for f in (min, max))) if costs else (0.0, 1.0)
+
+    def across(cost: float) -> float:
+        return _LEFT + (math.log10(cost) - cheap) / (dear - cheap) * (_RIGHT - _LEFT)
+
+    def down(value: float) -> float:
+        return _BOTTOM - (value - low) / (high - low) * (_BOTTOM - _TOP)
+
+    about = escape(f"{full_title(column)} against {LABELS[unit]}, a mark for each method and seed")
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{about}">'
+    ]
+    for v in ticks(low, high, 4):
+        parts.append(
+            f'<path class="grid" d="M{_LEFT} {down(v):.1f}H{_RIGHT}"/>'
+            f'<text x="{_LEFT - 6}" y="{down(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
+        )
+    for v in _decades(10**cheap, 10**dear) if costs else ():
+        parts.append(
+            f'<path class="tick" d="M{across(v):.1f} {_BOTTOM}v4"/>'
+            f'<text x="{across(v):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_short(v)}</text>'
+        )
+    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>')
+    ends = []
+    for index, (who, rows) in enumerate(drawn):
+        control = any(row.clean_images for row in rows)
+        colour = GREY if control else _COLOURS[index % len(_COLOURS)]
+        inside = "#fff" if index >= len(_COLOURS) and not control else colour
+        own = [(_cost(row, unit), row.figures[column.key]["value"]) for row in rows]
+        value = sum(v for _, v in own) / len(own)
+        free = any(cost <= 0 for cost, _ in own)
+        if free:
+            parts.append(
+                f'<path d="M{_LEFT} {down(value):.1f}H{_RIGHT}" stroke="{colour}" '
+                f'stroke-dasharray="4 3" fill="none"/>'
+            )
+        else:
+            parts += [
+                f'<circle cx="{across(c):.1f}" cy="{down(v):.1f}" r="3.8" stroke="{colour}" '
+                f'stroke-width="1.4" fill="{inside}" fill-opacity=".6"/>'
+                for c, v in own
+            ]
+        start = _RIGHT if free else max(across(c) for c, _ in own) + 5
+        ends.append((down(value), start, colour, _label(who, rows)))
+    for (y, start, colour, text), place in _apart(ends):
+        bend = _RIGHT + 4
+        parts.append(
+            f'<path d="M{start:.1f} {y:.1f}H{bend}L{bend + 14} {place:.1f}" stroke="{colour}" '
+            f'stroke-opacity=".6" fill="none"/>'
+            f'<text x="{bend + 18}" y="{place + 4:.1f}">{escape(text)}</text>'
+        )
+    middle = (_TOP + _BOTTOM) / 2
+    parts.append(
+        f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle" class="label">'
+        f"{escape(LABELS[unit])}</text>"
+        f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
+        f'transform="rotate(-90 11 {middle})">'
+        f"{escape(full_title(column))} ({DIRECTIONS[column.better]})</text></svg>"
+    )
+    return Markup("".join(parts))  # noqa: S704  (every text in it is escaped above)
+
+
+def _cost(row: Row, unit: Unit) -> float:
+    # A closed form takes milliseconds and evaluates nothing.
+    cost = row.result.budget["spent"]
+    return float(cost[unit]) if cost["network_calls"] else 0.0
+
+
+def _label(who: Who, rows: Sequence[Row]) -> str:
+    cost = spent(rows)
+    if not cost["network_calls"]:
+        return name_of(who, ())
+    return f"{name_of(who, ())}: {_short(cost['network_calls'])}, {cost['seconds']:,.0f} s"
+
+
+def _short(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.3g} M"
+    return (
+        f"{value / 1e3:.3g} k"
+        if value >= 1e4
+        else f"{value:,.3g}"
+        if value < 1000
+        else f"{value:,.0f}"
+    )
+
+
+def _wider(low: float, high: float) -> tuple[float, float]:
+    """With a margin, so that no mark lies on the edge."""
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    return low - margin, high + margin
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis; of a short one, those of a linear axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    return found if len(found) > 1 else ticks(low, high)
+
+
+def _apart(
+    ends: Sequence[tuple[float, float, str, str]],
+) -> list[tuple[tuple[float, float, str, str], float]]:
+    """Each with the height of its label: near its own, a line's height from the others'."""
+    placed: list[tuple[tuple[float, float, str, str], float]] = []
+    ordered = sorted(ends)
+    for end in ordered:
+        above = placed[-1][1] + _LINE if placed else float(_TOP)
+        placed.append((end, max(end[0], above)))
+    excess = placed[-1][1] - _BOTTOM if placed else 0.0
+    if excess > 0:
+        # Pushed out below: back up, from the lowest.
+        limit = float(_BOTTOM)
+        for i in reversed(range(len(placed))):
+            placed[i] = (placed[i][0], min(placed[i][1], limit))
+            limit = placed[i][1] - _LINE
+    return placed
