@@ -55,11 +55,9 @@ class Pilot:
         except (OSError, ValueError, KeyError):
             pass
         cycle = registry.load("method", str(config.method["name"])).cycle(config.method)
+        # The first lap may begin in another way than the others: it is in both.
         first = -(-_SHORTEST // cycle) * cycle
-        if cycle > 1:
-            # The first lap may begin in another way than the others.
-            first = max(first, 2 * cycle)
-        lengths = (first, first + max(cycle, -(-_SHORTEST // cycle) * cycle))
+        lengths = (first, 2 * first)
         costs = [_train(config, registry, steps) for steps in lengths]
         pilot = cls(
             lengths,
