@@ -152,6 +152,7 @@ def run(
             if any(word.startswith("train.clean_images=") for word in arguments):
                 shrink = [*shrink, "train.clean_images=3"]
             arguments += [word for setting in shrink for word in ("--set", setting)]
+            arguments += [] if "--preset" in arguments else ["--preset", "quick"]
         elif arguments[:1] == ["corrupt"]:
             arguments += ["--set", "data.n=30"]
         code, _, errors = run_cli(*arguments)
