@@ -20,7 +20,7 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ["FLOWDIFF_DISABLE_PLUGINS"] = "all"
-# Hundreds of tests start processes: where nothing keeps what was compiled, each compiles torch anew.
+# Many tests start processes: where nothing keeps what was compiled, each compiles torch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

@@ -130,7 +130,7 @@ def test_loss_is_minus_log_p_of_y(times: int) -> None:
 def test_each_term_is_in_nats() -> None:
     """Expectations under the exact posterior, in closed form, within Monte-Carlo error."""
     problem = Problem(n=4)
-    copies = 4000
+    copies = 2000
     problem.batch = Batch(problem.observation.repeat(copies), torch.arange(4 * copies))
     figures = problem.step()
     A = by_columns(lambda x: problem.operator(x, {}), problem.space)
@@ -145,7 +145,7 @@ def test_each_term_is_in_nats() -> None:
     shift = m - mean
     quadratic = (shift @ torch.linalg.inv(S) * shift).sum(1) + (torch.linalg.inv(S) @ P).trace()
     prior = 0.5 * (16 * two_pi + torch.logdet(S) + quadratic)
-    # The sd of each term is below 4 nats: 16,000 draws give .03.
+    # The sd of each term is below 4 nats: 8,000 draws give .05.
     assert figures["entropy"] == pytest.approx(float(entropy), abs=0.15)
     assert figures["data"] == pytest.approx(float(data.mean()), abs=0.15)
     assert figures["prior"] == pytest.approx(float(prior.mean()), abs=0.15)
@@ -263,7 +263,7 @@ def test_path_gradient_is_unbiased() -> None:
         problem = Problem(n=4, path_gradient=path, seed=3)
         perturb(problem.posterior, 0.3)
         perturb(problem.prior.network, 0.3)
-        problem.batch = Batch(problem.observation.repeat(500), torch.arange(2000))
+        problem.batch = Batch(problem.observation.repeat(125), torch.arange(500))
         _, posterior = record(problem)
         rows: dict[str, list[Tensor]] = {}
         for seed in range(12):
