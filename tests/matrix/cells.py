@@ -158,7 +158,9 @@ def settings_of(cell: Cell, folder: Path) -> dict[str, Any]:
     if has_network(cell.prior):
         settings["prior.network"] = cell.network
         settings |= {f"prior.{k}": v for k, v in SMALL.get(cell.network, {}).items()}
-    for scope, name in (("prior", cell.prior), ("posterior", cell.posterior)):
+    # A flow prior is a RealNVP where nothing is said.
+    prior = "realnvp" if cell.prior == "flow" else cell.prior
+    for scope, name in (("prior", prior), ("posterior", cell.posterior)):
         settings |= {f"{scope}.{k}": v for k, v in SMALL.get(name, {}).items()}
     for part in cell.operator.split("+"):
         if part in FILES:
