@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from dataclasses import replace
@@ -16,9 +17,12 @@ from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
 from flowdiff.core.errors import UserError
 from flowdiff.core.few_clean import CleanImages
+from flowdiff.core.gaussian import Gaussian
 from flowdiff.core.loop import batch_index
 from flowdiff.core.measurements import content_hash
 from flowdiff.core.method import select
+from flowdiff.core.moments import fit_gaussian
+from flowdiff.core.observation import Observation
 from flowdiff.core.random import derive_seed, seeded
 from flowdiff.core.session import Session
 from flowdiff.core.space import ImageSpace
@@ -43,6 +47,7 @@ class MethodCase(Case):
     def __init__(self, component: Component, space: ImageSpace, op: str = OPERATORS[0]) -> None:
         super().__init__(component, space)
         self.op = op
+        self._fits: dict[str, Gaussian] = {}
 
     def __str__(self) -> str:
         return f"a run on Gaussian data of shape {self.space.shape}, {self.op}"
@@ -96,7 +101,17 @@ class MethodCase(Case):
         file = None if folder is None else folder / "measurements.safetensors"
         train = self.config.train.model_copy(update={"clean_images": examples})
         config = self.config.model_copy(update={"train": train})
-        return Session.build(config, self.component.registry, file, checkpoint)
+        with patch("flowdiff.core.session.fit_gaussian", self._fit):
+            return Session.build(config, self.component.registry, file, checkpoint)
+
+    def _fit(
+        self, observation: Observation, space: ImageSpace, generator: torch.Generator
+    ) -> Gaussian:
+        """`fit_gaussian`, once for equal measurements: the laws build the run many times."""
+        key = content_hash({"y": observation.y.contiguous()})
+        if key not in self._fits:
+            self._fits[key] = fit_gaussian(observation, space, generator)
+        return copy.deepcopy(self._fits[key])
 
     @cached_property
     def started(self) -> Session:

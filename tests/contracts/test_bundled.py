@@ -17,8 +17,14 @@ NEEDS_FILES = {"celeba", "cifar10", "folder", "measured", "mnist", "frechet_ince
 tests/science/test_pretrained.py and others write small files."""
 
 
-# Other shapes of these are in tests/science and tests/matrix.
+# Other shapes of these, and their own sizes, are in tests/science and tests/matrix.
 SLOW = {"realnvp", "flow"}
+SMALLER = {
+    "realnvp": {"blocks": 1, "hidden": 24},
+    "flow": {"blocks": 1, "hidden": 24},
+    "ddpm": {"channels": 16},
+    "edm": {"channels": 16},
+}
 SHAPES = dict.fromkeys(("prior", "posterior", "solver"), (1, 8, 8))
 
 
@@ -26,7 +32,7 @@ SHAPES = dict.fromkeys(("prior", "posterior", "solver"), (1, 8, 8))
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: f"{r.kind}-{r.name}")
 def test_component_keeps_its_laws(record: ComponentRecord, tmp_path: Path) -> None:
     shape = (1, 4, 4) if record.name in SLOW else SHAPES.get(record.kind)
-    settings = {}
+    settings = SMALLER.get(record.name, {})
     if record.name in FILES:
         shape = (1, 8, 8)
         settings = FILES[record.name](tmp_path, shape)
