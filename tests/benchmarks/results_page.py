@@ -5,6 +5,7 @@
 A table of the page stands between two comments, of which the first says what it is:
 
     <!-- table digits | noise .5 | prior.c2st prior.density -->
+    <!-- table digits | noise .5 | steps seconds network_calls psnr -->
     <!-- table digits | noise .5 | psnr crps | minus flowdiff -->
     <!-- table digits | noise .5 | price -->
     <!-- end -->
@@ -34,6 +35,9 @@ from flowdiff.core.bench.table import (
 PAGE = Path(flowdiff.__file__).parent / "docs" / "bench_results.md"
 TABLE = re.compile(r"(<!-- table (?P<what>[^>]+?) -->\n)(?P<rows>.*?)(<!-- end -->)", re.S)
 Results = dict[str, Any]
+SPENT = ("steps", "seconds", "network_calls")
+"""What a training took, means over seeds: columns, too."""
+ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1", "zero": " → 0"}
 
 
 def clean_images(results: Results, method: Results) -> int:
@@ -57,22 +61,26 @@ def lines(results: Results, operator: str, keys: str, minus: str) -> list[str]:
     wanted: list[str] = keys.split()
     if keys == "price":
         wanted = list(dict.fromkeys(k for m in methods for k in m["price_of_corruption"]))
-    unknown = [key for key in wanted if key not in columns]
+    unknown = [key for key in wanted if key not in columns and key not in SPENT]
     if unknown:
         raise SystemExit(f"{unknown[0]}: no such column, only {', '.join(columns)}")
-    chosen = [columns[key] for key in wanted]
+
+    def title(key: str) -> str:
+        if key in SPENT:
+            return key.replace("_", " ")
+        arrow = "" if minus or keys == "price" else ARROWS[columns[key].better]
+        return full_title(columns[key]) + arrow
 
     def figure(method: Results, key: str) -> str:
+        if key in SPENT:
+            return f"{method['spent'][key]:,.0f}"
         if keys == "price":
             return priced(method["price_of_corruption"].get(key))
         if minus:
             return marked(method["differences"].get(minus, {}).get(key))
         return shown(method["figures"].get(key))
 
-    arrows = {"higher": " ↑", "lower": " ↓", "one": " → 1", "zero": " → 0"}
-    better = ["" if minus or keys == "price" else arrows[c.better] for c in chosen]
-    titles = [full_title(c) + mark for c, mark in zip(chosen, better, strict=True)]
-    rows = markdown_head(["method", *titles])
+    rows = markdown_head(["method", *map(title, wanted)])
     for method in methods:
         cells = [figure(method, key) for key in wanted]
         if any(cells):
