@@ -3,13 +3,15 @@
 What a step costs differs by method, and what a run costs is not its steps alone: an E-step at the
 beginning of a lap, a calibration at the end. A pilot is a whole short training, made in memory, in
 which everything is counted. Two of them, of whole laps (`Method.cycle`), give a cost of a + b for
-each further lap, and the budget the number of laps. Pilots are kept, and seeds share them.
+each further lap, and the budget the number of laps; of one more lap as many steps as are left by
+what those steps cost in the pilots, at the most. Pilots are kept, and seeds share them.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +31,10 @@ _SHORTEST = 24
 """Steps of a pilot, at least."""
 
 
+Trace = Sequence[tuple[int, float]]
+"""Network calls and seconds of a training, from its beginning to after each step."""
+
+
 @dataclass(frozen=True)
 class Pilot:
     """What short trainings cost.
@@ -38,32 +44,40 @@ class Pilot:
         network_calls: of each.
         seconds: of each.
         cycle: steps of a lap.
+        lap_calls: the most that the first r steps of a lap cost, r = 0, 1, …, cycle − 1.
+        lap_seconds: the same in seconds.
     """
 
     steps: tuple[int, int]
     network_calls: tuple[int, int]
     seconds: tuple[float, float]
     cycle: int = 1
+    lap_calls: tuple[int, ...] = (0,)
+    lap_seconds: tuple[float, ...] = (0.0,)
 
     @classmethod
     def of(cls, config: RunConfig, registry: Registry, file: Path) -> Pilot:
         """Reads it, or makes it and writes it down."""
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            pairs = {k: tuple(content[k]) for k in ("steps", "network_calls", "seconds")}
-            return cls(**pairs, cycle=int(content["cycle"]))
+            names = ("steps", "network_calls", "seconds", "lap_calls", "lap_seconds")
+            return cls(**{k: tuple(content[k]) for k in names}, cycle=int(content["cycle"]))
         except (OSError, ValueError, KeyError):
             pass
         cycle = registry.load("method", str(config.method["name"])).cycle(config.method)
         # The first lap may begin in another way than the others: it is in both.
         first = -(-_SHORTEST // cycle) * cycle
         lengths = (first, 2 * first)
-        costs = [_train(config, registry, steps) for steps in lengths]
+        traces = [_train(config, registry, steps) for steps in lengths]
+        ends = [trace[-1] for trace in traces]
+        begun = _begun(traces, cycle)
         pilot = cls(
             lengths,
-            (costs[0][0], costs[1][0]),
-            (round(costs[0][1], 3), round(costs[1][1], 3)),
+            (ends[0][0], ends[1][0]),
+            (round(ends[0][1], 3), round(ends[1][1], 3)),
             cycle,
+            tuple(calls for calls, _ in begun),
+            tuple(round(seconds, 3) for _, seconds in begun),
         )
         if min(b - a for a, b in (pilot.network_calls, pilot.seconds)) >= 0:
             write_json(file, asdict(pilot))  # else so short a time was measured badly
@@ -75,19 +89,34 @@ class Pilot:
         Raises:
             UserError: not even a few steps are.
         """
-        costs = self.network_calls if budget.kind == "network_calls" else self.seconds
+        calls = budget.kind == "network_calls"
+        costs = self.network_calls if calls else self.seconds
         slope = (costs[1] - costs[0]) / (self.steps[1] - self.steps[0])
         if slope <= 0:
             what = str(budget.kind).replace("_", " ")
             raise UserError(f"budget: more steps take no more {what} here, so give steps instead")
-        steps = int((budget.amount - (costs[0] - slope * self.steps[0])) / slope)
-        steps = steps // self.cycle * self.cycle
-        if steps < 1:
+        left = budget.amount - (costs[0] - slope * self.steps[0])
+        whole = int(left / slope) // self.cycle * self.cycle
+        if whole < 1:
             raise UserError(
                 f"budget: {budget} are not enough for one step, or one lap of an EM ({costs[0]:g} "
                 f"for {self.steps[0]} steps)"
             )
-        return steps
+        begun = self.lap_calls if calls else self.lap_seconds
+        left -= slope * whole
+        return whole + max(r for r, cost in enumerate(begun) if cost <= left)
+
+
+def _begun(traces: Sequence[Trace], cycle: int) -> list[tuple[int, float]]:
+    """The most that the first r steps of a lap cost in any lap of the trainings, r < cycle."""
+    laps = [trace[k : k + cycle] for trace in traces for k in range(0, len(trace) - 1, cycle)]
+    return [
+        (
+            max(lap[r][0] - lap[0][0] for lap in laps),
+            max(lap[r][1] - lap[0][1] for lap in laps),
+        )
+        for r in range(cycle)
+    ]
 
 
 def steps_within(budget: Budget, config: RunConfig, registry: Registry, file: Path) -> int | None:
@@ -114,13 +143,15 @@ def steps_within(budget: Budget, config: RunConfig, registry: Registry, file: Pa
         return Pilot.of(config, registry, file).steps_for(budget)
 
 
-def _train(config: RunConfig, registry: Registry, steps: int) -> tuple[int, float]:
-    """Network evaluations and seconds of a training that nothing is kept of."""
+def _train(config: RunConfig, registry: Registry, steps: int) -> Trace:
+    """What a training cost, of which nothing is kept."""
     train = config.train.model_copy(update={"steps": steps, "patience": 0})
     session = Session.build(config.model_copy(update={"train": train}), registry)
     counter = CallCounter.of(session.context, session.method)
     guard = DivergenceGuard(session.context.space.dimension)
     since = time.monotonic()
+    trace = [(0, 0.0)]
     for _ in range(steps):
         one_step(session, guard)
-    return sum(counter.counts.values()), time.monotonic() - since
+        trace.append((sum(counter.counts.values()), time.monotonic() - since))
+    return trace

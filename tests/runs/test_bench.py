@@ -166,10 +166,16 @@ def test_a_budget_buys_what_two_pilots_say() -> None:
     assert pilot.steps_for(Budget(network_calls=400 + 30 * 250)) == 250
     assert pilot.steps_for(Budget(network_calls=400 + 30 * 250 - 1)) == 249
     assert pilot.steps_for(Budget(seconds=10.501)) == 1000
-    # Of an EM whole laps: 100 calls an E-step and 10 a step, 20 steps a lap.
-    laps = Pilot((40, 60), (600, 900), (0.1, 0.2), cycle=20)
+    # Of an EM: 100 calls an E-step and 10 a step, 20 steps a lap, one more lap as far as it goes.
+    begun = (0, *(100 + 10 * r for r in range(1, 20)))
+    laps = Pilot((40, 60), (600, 900), (0.1, 0.2), 20, begun, (0.0,) * 20)
     assert laps.steps_for(Budget(network_calls=1500)) == 100
-    assert laps.steps_for(Budget(network_calls=1499)) == 80
+    assert laps.steps_for(Budget(network_calls=1499)) == 80 + 19
+    assert laps.steps_for(Budget(network_calls=1310)) == 80 + 1
+    assert laps.steps_for(Budget(network_calls=1309)) == 80
+    assert laps.steps_for(Budget(network_calls=299 + 110)) == 20
+    with pytest.raises(UserError, match="one lap of an EM"):
+        laps.steps_for(Budget(network_calls=299))
     with pytest.raises(UserError, match="not enough for one step"):
         pilot.steps_for(Budget(network_calls=300))
     with pytest.raises(UserError, match="give steps instead"):
@@ -195,13 +201,16 @@ def test_a_budget_holds_for_a_method_with_a_rhythm(tmp_path: Path) -> None:
     config = config_of(cells(content)[0], 1, get_registry())
     file = tmp_path / "pilot.json"
     pilot = Pilot.of(config, get_registry(), file)
-    assert pilot.cycle == 12
+    assert pilot.cycle == len(pilot.lap_calls) == 12
     lap = (pilot.network_calls[1] - pilot.network_calls[0]) // 2
-    budget = pilot.network_calls[1] + lap + lap // 20
+    # The calibration at its beginning is most of a lap: half of one is not half of its calls.
+    assert pilot.lap_calls[6] > 0.6 * lap
+    budget = pilot.network_calls[1] + lap + pilot.lap_calls[6]
     steps = steps_within(Budget(network_calls=budget), config, get_registry(), file)
-    assert steps == pilot.steps[1] + 12
-    spent, _ = _train(config, get_registry(), steps)
-    assert budget - lap < spent <= budget
+    assert steps == pilot.steps[1] + 12 + 6
+    (spent, _) = _train(config, get_registry(), steps)[-1]
+    assert budget - pilot.lap_calls[6] / 2 < spent <= budget
+    assert Pilot.of(config, get_registry(), file) == pilot  # as it was written
 
 
 def test_what_is_misspelt_leaves_nothing_behind(
