@@ -71,7 +71,7 @@ def against_compute(
             f'<path class="tick" d="M{across(v):.1f} {_BOTTOM}v4"/>'
             f'<text x="{across(v):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_short(v)}</text>'
         )
-    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>')
+    parts += _frame(LABELS[unit], f"{full_title(column)} ({DIRECTIONS[column.better]})")
     ends = []
     for index, (who, rows) in enumerate(drawn):
         control = any(row.clean_images for row in rows)
@@ -100,26 +100,35 @@ def against_compute(
             f'stroke-opacity=".6" fill="none"/>'
             f'<text x="{bend + 18}" y="{place + 4:.1f}">{escape(text)}</text>'
         )
-    middle = (_TOP + _BOTTOM) / 2
-    parts.append(
-        f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle" class="label">'
-        f"{escape(LABELS[unit])}</text>"
-        f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
-        f'transform="rotate(-90 11 {middle})">'
-        f"{escape(full_title(column))} ({DIRECTIONS[column.better]})</text></svg>"
-    )
+    parts.append("</svg>")
     return Markup("".join(parts))  # noqa: S704  (every text in it is escaped above)
 
 
+def _frame(along: str, up: str) -> list[str]:
+    """The two axes and their titles."""
+    middle = (_TOP + _BOTTOM) / 2
+    return [
+        f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>',
+        (
+            f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle" class="label">'
+            f"{escape(along)}</text>"
+        ),
+        (
+            f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
+            f'transform="rotate(-90 11 {middle})">{escape(up)}</text>'
+        ),
+    ]
+
+
 def _cost(row: Row, unit: Unit) -> float:
-    # A closed form takes milliseconds and evaluates nothing.
+    # A closed form takes milliseconds, and no steps.
     cost = row.result.budget["spent"]
-    return float(cost[unit]) if cost["network_calls"] else 0.0
+    return float(cost[unit]) if cost["steps"] else 0.0
 
 
 def _label(who: Who, rows: Sequence[Row]) -> str:
     cost = spent(rows)
-    if not cost["network_calls"]:
+    if not cost["steps"]:
         return name_of(who, ())
     return f"{name_of(who, ())}: {_short(cost['network_calls'])}, {cost['seconds']:,.0f} s"
 
@@ -127,13 +136,9 @@ def _label(who: Who, rows: Sequence[Row]) -> str:
 def _short(value: float) -> str:
     if value >= 1e6:
         return f"{value / 1e6:.3g} M"
-    return (
-        f"{value / 1e3:.3g} k"
-        if value >= 1e4
-        else f"{value:,.3g}"
-        if value < 1000
-        else f"{value:,.0f}"
-    )
+    if value >= 1e4:
+        return f"{value / 1e3:.3g} k"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:

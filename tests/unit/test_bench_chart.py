@@ -26,7 +26,7 @@ def method(label: str, values: list[float], calls: int, seconds: float, clean: i
         "data": ["digits"],
         "seeds": list(range(len(values))),
     }
-    spent = {"steps": 1, "seconds": seconds, "network_calls": calls}
+    spent = {"steps": int(calls > 0), "seconds": seconds, "network_calls": calls}
     rows = [
         Row(
             cell,
