@@ -106,17 +106,12 @@ def against_compute(
 
 def _frame(along: str, up: str) -> list[str]:
     """The two axes and their titles."""
-    middle = (_TOP + _BOTTOM) / 2
+    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
+    place = 'text-anchor="middle" class="label"'
     return [
         f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>',
-        (
-            f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 4}" text-anchor="middle" class="label">'
-            f"{escape(along)}</text>"
-        ),
-        (
-            f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
-            f'transform="rotate(-90 11 {middle})">{escape(up)}</text>'
-        ),
+        f'<text x="{across}" y="{_HEIGHT - 4}" {place}>{escape(along)}</text>',
+        f'<text x="11" y="{down}" {place} transform="rotate(-90 11 {down})">{escape(up)}</text>',
     ]
 
 
