@@ -41,15 +41,14 @@ def against_compute(
         methods: with their rows; those that have the figure are drawn.
         unit: of compute, along a logarithmic axis.
     """
-    drawn = [
-        (who, own)
-        for who, rows in methods
-        if (own := [r for r in rows if column.key in r.figures])
-    ]
+    having = [(who, [r for r in rows if column.key in r.figures]) for who, rows in methods]
+    drawn = [(who, rows) for who, rows in having if rows]
     values = [row.figures[column.key]["value"] for _, rows in drawn for row in rows]
     costs = [cost for _, rows in drawn for row in rows if (cost := _cost(row, unit)) > 0]
     low, high = _wider(min(values), max(values))
-    cheap, dear = _wider(*(math.log10(f(costs)) for f in (min, max))) if costs else (0.0, 1.0)
+    cheap, dear = (0.0, 1.0)
+    if costs:
+        cheap, dear = _wider(math.log10(min(costs)), math.log10(max(costs)))
 
     def across(cost: float) -> float:
         return _LEFT + (math.log10(cost) - cheap) / (dear - cheap) * (_RIGHT - _LEFT)
@@ -77,9 +76,9 @@ def against_compute(
         control = any(row.clean_images for row in rows)
         colour = GREY if control else _COLOURS[index % len(_COLOURS)]
         inside = "#fff" if index >= len(_COLOURS) and not control else colour
-        own = [(_cost(row, unit), row.figures[column.key]["value"]) for row in rows]
-        value = sum(v for _, v in own) / len(own)
-        free = any(cost <= 0 for cost, _ in own)
+        marks = [(_cost(row, unit), row.figures[column.key]["value"]) for row in rows]
+        value = sum(v for _, v in marks) / len(marks)
+        free = any(cost <= 0 for cost, _ in marks)
         if free:
             parts.append(
                 f'<path d="M{_LEFT} {down(value):.1f}H{_RIGHT}" stroke="{colour}" '
@@ -89,9 +88,9 @@ def against_compute(
             parts += [
                 f'<circle cx="{across(c):.1f}" cy="{down(v):.1f}" r="3.8" stroke="{colour}" '
                 f'stroke-width="1.4" fill="{inside}" fill-opacity=".6"/>'
-                for c, v in own
+                for c, v in marks
             ]
-        start = _RIGHT if free else max(across(c) for c, _ in own) + 5
+        start = _RIGHT if free else max(across(c) for c, _ in marks) + 5
         ends.append((down(value), start, colour, _label(who, rows)))
     for (y, start, colour, text), place in _apart(ends):
         bend = _RIGHT + 4
