@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+COMPUTE = ("steps", "seconds", "network_calls")
+"""What is counted of a training."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A cell, how it ended, and its figures.
@@ -72,10 +76,7 @@ def spent(rows: Sequence[Row]) -> dict[str, float]:
     costs = [row.result.budget["spent"] for row in rows if row.figures]
     if not costs:
         return {}
-    return {
-        key: statistics.fmean(cost[key] or 0 for cost in costs)
-        for key in ("steps", "seconds", "network_calls")
-    }
+    return {key: statistics.fmean(cost[key] or 0 for cost in costs) for key in COMPUTE}
 
 
 def has(rows: Sequence[Row], key: str) -> bool:

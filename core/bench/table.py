@@ -11,14 +11,23 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from flowdiff.core.errors import UserError, suggest
 from flowdiff.core.provenance import saw_clean
 
-from .compare import Row, has, over_seeds, paired_difference, price_of_corruption, spent, verdict
+from .compare import (
+    COMPUTE,
+    Row,
+    has,
+    over_seeds,
+    paired_difference,
+    price_of_corruption,
+    spent,
+    verdict,
+)
 from .figures import GROUPS, Column, columns_of, figures_of, floors_of
 from .grid import Cell, Grid
 from .study import Study
@@ -50,6 +59,8 @@ LEGEND = "▲ better, ▼ worse, △ beyond what clean images have"
 
 Place = tuple[str, str]
 Who = tuple[str, str, str]
+Named = tuple[list[Column], list[tuple[str, dict[str, dict[str, Any]]]]]
+"""Columns, and by a method's name what it has in them."""
 
 
 class Table:
@@ -124,16 +135,9 @@ class Table:
             if (pair := paired_difference(rows, others, c.key)) is not None
         }
 
-    def minus(
-        self, place: Place, title: str
-    ) -> tuple[list[Column], list[tuple[str, dict[str, dict[str, Any]]]]]:
+    def minus(self, place: Place, title: str) -> Named:
         """Every method of a place minus a reference: the columns, and `difference` by name."""
-        found = [
-            (name_of(who, rows), pairs)
-            for who, rows in self.methods(place)
-            if (pairs := self.difference(place, who, rows, title))
-        ]
-        return [c for c in self.columns if any(c.key in pairs for _, pairs in found)], found
+        return self._by_name(place, lambda who, rows: self.difference(place, who, rows, title))
 
     def prices(self, place: Place, rows: Sequence[Row]) -> dict[str, Any]:
         """Price of corruption by metric of the prior; empty for the oracle itself."""
@@ -146,14 +150,20 @@ class Table:
             if c.group == "prior" and (price := price_of_corruption(rows, oracle, c)) is not None
         }
 
-    def all_prices(self, place: Place) -> tuple[list[Column], list[tuple[str, dict[str, Any]]]]:
+    def all_prices(self, place: Place) -> Named:
         """Prices of every method of a place: the columns, and `prices` by name."""
+        return self._by_name(place, lambda _, rows: self.prices(place, rows))
+
+    def _by_name(
+        self, place: Place, of: Callable[[Who, Sequence[Row]], dict[str, dict[str, Any]]]
+    ) -> Named:
+        """What there is of each method of a place, by name, and the columns that some have."""
         found = [
-            (name_of(who, rows), prices)
+            (name_of(who, rows), pairs)
             for who, rows in self.methods(place)
-            if (prices := self.prices(place, rows))
+            if (pairs := of(who, rows))
         ]
-        return [c for c in self.columns if any(c.key in prices for _, prices in found)], found
+        return [c for c in self.columns if any(c.key in pairs for _, pairs in found)], found
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
@@ -194,10 +204,9 @@ class Table:
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         keys = [c.key for c in self.columns]
-        compute = ("steps", "seconds", "network_calls")
         bounds = [f"{key}{suffix}" for key in keys for suffix in ("", ".low", ".high")]
         head = ("data", "operator", "method", "prior", "posterior", "seed", "status", "reason")
-        writer.writerow([*head, *compute, "clean_images", *bounds])
+        writer.writerow([*head, *COMPUTE, "clean_images", *bounds])
         for row in self.rows:
             cost = row.result.budget.get("spent", {})
             figures = [
@@ -210,7 +219,7 @@ class Table:
                     *row.cell.key,
                     row.result.status,
                     row.result.reason,
-                    *(cost.get(name, "") for name in compute),
+                    *(cost.get(name, "") for name in COMPUTE),
                     row.clean_images if row.figures else "",
                     *figures,
                 ]
@@ -227,16 +236,18 @@ class Table:
                 if columns:
                     parts.append(f"### {heading}\n")
                     parts.append(self._markdown(place, columns))
-            prices = self._markdown_prices(place)
+            columns, prices = self.all_prices(place)
             if prices:
+                titles = [c.title for c in columns]
                 parts.append("### Price of corruption, beside the oracle with the same network\n")
-                parts.append("\n".join(prices) + "\n")
+                parts.append(_markdown_named(titles, columns, prices, priced))
             for title in self.references:
-                lines = self._markdown_minus(place, title)
-                if lines:
+                columns, pairs = self.minus(place, title)
+                if pairs:
+                    titles = [full_title(c) for c in columns]
                     about = f"mean and Student's 95 % interval; {LEGEND}"
                     parts.append(f"### Minus {title}, seed by seed ({about})\n")
-                    parts.append("\n".join(lines) + "\n")
+                    parts.append(_markdown_named(titles, columns, pairs, marked))
             stopped = [
                 f"- {row.cell.title}: {row.result.status}"
                 + (f", {row.result.reason}" if row.result.reason else "")
@@ -249,7 +260,7 @@ class Table:
         return "\n".join(parts)
 
     def _markdown(self, place: Place, columns: Sequence[Column]) -> str:
-        compute = ("steps", "seconds", "network calls")
+        compute = [key.replace("_", " ") for key in COMPUTE]
         lines = markdown_head(["method", "seeds", *compute, *(c.title for c in columns)])
         for who, rows in self.methods(place):
             ended = [row for row in rows if row.figures]
@@ -258,24 +269,6 @@ class Table:
                 cells += [shown(over_seeds(rows, c.key)) for c in columns]
                 lines.append(markdown_line([name_of(who, ended), str(len(ended)), *cells]))
         return "\n".join(lines) + "\n"
-
-    def _markdown_prices(self, place: Place) -> list[str]:
-        columns, found = self.all_prices(place)
-        if not found:
-            return []
-        lines = markdown_head(["method", *(c.title for c in columns)])
-        for name, prices in found:
-            lines.append(markdown_line([name, *(priced(prices.get(c.key)) for c in columns)]))
-        return lines
-
-    def _markdown_minus(self, place: Place, title: str) -> list[str]:
-        columns, found = self.minus(place, title)
-        if not found:
-            return []
-        lines = markdown_head(["method", *(full_title(c) for c in columns)])
-        for name, pairs in found:
-            lines.append(markdown_line([name, *(marked(pairs.get(c.key)) for c in columns)]))
-        return lines
 
     def short(self) -> tuple[list[str], list[list[str]]]:
         """Headings and rows for a terminal: means over seeds, of a few columns."""
@@ -338,6 +331,17 @@ def _own(name: str) -> str:
 
 def _clean_images(rows: Sequence[Row]) -> int:
     return max((row.clean_images for row in rows), default=0)
+
+
+def _markdown_named(
+    titles: Sequence[str],
+    columns: Sequence[Column],
+    found: Sequence[tuple[str, dict[str, dict[str, Any]]]],
+    text: Callable[[Mapping[str, Any] | None], str],
+) -> str:
+    lines = markdown_head(["method", *titles])
+    lines += [markdown_line([name, *(text(p.get(c.key)) for c in columns)]) for name, p in found]
+    return "\n".join(lines) + "\n"
 
 
 def markdown_head(cells: Sequence[str]) -> list[str]:

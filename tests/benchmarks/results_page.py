@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import flowdiff
+from flowdiff.core.bench.compare import COMPUTE
 from flowdiff.core.bench.figures import Column
 from flowdiff.core.bench.table import (
     full_title,
@@ -35,8 +36,6 @@ from flowdiff.core.bench.table import (
 PAGE = Path(flowdiff.__file__).parent / "docs" / "bench_results.md"
 TABLE = re.compile(r"(<!-- table (?P<what>[^>]+?) -->\n)(?P<rows>.*?)(<!-- end -->)", re.S)
 Results = dict[str, Any]
-SPENT = ("steps", "seconds", "network_calls")
-"""What a training took, means over seeds: columns, too."""
 ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1", "zero": " → 0"}
 
 
@@ -61,18 +60,18 @@ def lines(results: Results, operator: str, keys: str, minus: str) -> list[str]:
     wanted: list[str] = keys.split()
     if keys == "price":
         wanted = list(dict.fromkeys(k for m in methods for k in m["price_of_corruption"]))
-    unknown = [key for key in wanted if key not in columns and key not in SPENT]
+    unknown = [key for key in wanted if key not in columns and key not in COMPUTE]
     if unknown:
         raise SystemExit(f"{unknown[0]}: no such column, only {', '.join(columns)}")
 
     def title(key: str) -> str:
-        if key in SPENT:
+        if key in COMPUTE:
             return key.replace("_", " ")
         arrow = "" if minus or keys == "price" else ARROWS[columns[key].better]
         return full_title(columns[key]) + arrow
 
     def figure(method: Results, key: str) -> str:
-        if key in SPENT:
+        if key in COMPUTE:
             return f"{method['spent'][key]:,.0f}"
         if keys == "price":
             return priced(method["price_of_corruption"].get(key))
