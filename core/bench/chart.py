@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from flowdiff.core.report.charts import BLUE, GREY, ORANGE, ticks
+from flowdiff.core.report.charts import BLUE, BOTTOM, GREY, ORANGE, axes, extent, ticks
 
 from .compare import Row, spent
 from .figures import DIRECTIONS, Column
@@ -22,7 +22,8 @@ LABELS = {
     "seconds": "seconds of training",
     "network_calls": "network evaluations of training",
 }
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 700, 300, 52, 430, 12, 262
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 700, 52, 430, 12, 262
+_HEIGHT = _BOTTOM + BOTTOM
 _LINE = 15
 """Pixels from one label to the next."""
 # Okabe and Ito's palette; from the eighth method on, marks are hollow.
@@ -45,10 +46,8 @@ def against_compute(
     drawn = [(who, rows) for who, rows in having if rows]
     values = [row.figures[column.key]["value"] for _, rows in drawn for row in rows]
     costs = [cost for _, rows in drawn for row in rows if (cost := _cost(row, unit)) > 0]
-    low, high = _wider(min(values), max(values))
-    cheap, dear = (0.0, 1.0)
-    if costs:
-        cheap, dear = _wider(math.log10(min(costs)), math.log10(max(costs)))
+    low, high = extent(values, margin=0.06)
+    cheap, dear = extent([math.log10(cost) for cost in costs], margin=0.06)
 
     def across(cost: float) -> float:
         return _LEFT + (math.log10(cost) - cheap) / (dear - cheap) * (_RIGHT - _LEFT)
@@ -60,17 +59,13 @@ def against_compute(
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{about}">'
     ]
-    for v in ticks(low, high, 4):
-        parts.append(
-            f'<path class="grid" d="M{_LEFT} {down(v):.1f}H{_RIGHT}"/>'
-            f'<text x="{_LEFT - 6}" y="{down(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
-        )
-    for v in _decades(10**cheap, 10**dear) if costs else ():
-        parts.append(
-            f'<path class="tick" d="M{across(v):.1f} {_BOTTOM}v4"/>'
-            f'<text x="{across(v):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_short(v)}</text>'
-        )
-    parts += _frame(LABELS[unit], f"{full_title(column)} ({DIRECTIONS[column.better]})")
+    parts += axes(
+        (_LEFT, _TOP, _RIGHT, _BOTTOM),
+        [(across(v), _short(v)) for v in (_decades(10**cheap, 10**dear) if costs else ())],
+        [(down(v), f"{v:g}") for v in ticks(low, high, 4)],
+        LABELS[unit],
+        f"{full_title(column)} ({DIRECTIONS[column.better]})",
+    )
     ends = []
     for index, (who, rows) in enumerate(drawn):
         control = any(row.clean_images for row in rows)
@@ -103,17 +98,6 @@ def against_compute(
     return Markup("".join(parts))  # noqa: S704  (every text in it is escaped above)
 
 
-def _frame(along: str, up: str) -> list[str]:
-    """The two axes and their titles."""
-    across, down = (_LEFT + _RIGHT) / 2, (_TOP + _BOTTOM) / 2
-    place = 'text-anchor="middle" class="label"'
-    return [
-        f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>',
-        f'<text x="{across}" y="{_HEIGHT - 4}" {place}>{escape(along)}</text>',
-        f'<text x="11" y="{down}" {place} transform="rotate(-90 11 {down})">{escape(up)}</text>',
-    ]
-
-
 def _cost(row: Row, unit: Unit) -> float:
     # A closed form takes milliseconds, and no steps.
     cost = row.result.budget["spent"]
@@ -133,12 +117,6 @@ def _short(value: float) -> str:
     if value >= 1e4:
         return f"{value / 1e3:.3g} k"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _wider(low: float, high: float) -> tuple[float, float]:
-    """With a margin, so that no mark lies on the edge."""
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-__all__ = ["BLUE", "GREY", "ORANGE", "Band", "Line", "line_chart", "smooth", "ticks"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "Band",
+    "Line",
+    "axes",
+    "extent",
+    "line_chart",
+    "smooth",
+    "ticks",
+]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; lines differ in dashes too.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#767676"
@@ -87,8 +98,8 @@ def line_chart(
         bands: drawn before the lines.
     """
     width, height = size
-    x_low, x_high = x_range or _extent([v for line in lines for v in line.x])
-    y_low, y_high = y_range or _extent([v for line in lines for v in line.y], margin=0.06)
+    x_low, x_high = x_range or extent([v for line in lines for v in line.x])
+    y_low, y_high = y_range or extent([v for line in lines for v in line.y], margin=0.06)
     right, bottom = width - RIGHT, height - BOTTOM
 
     def across(v: float) -> float:
@@ -100,31 +111,58 @@ def line_chart(
 
     opening = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
     parts = [f'{opening} aria-label="{escape(description)}">']
-    for v in ticks(y_low, y_high, max(3, height // 60)):
-        parts.append(
-            f'<path class="grid" d="M{LEFT} {down(v):.1f}H{right}"/>'
-            f'<text x="{LEFT - 6}" y="{down(v) + 3.5:.1f}" text-anchor="end">{_tick(v)}</text>'
-        )
-    for v in ticks(x_low, x_high, max(3, width // 75)):
-        parts.append(
-            f'<path class="tick" d="M{across(v):.1f} {bottom}v4"/>'
-            f'<text x="{across(v):.1f}" y="{bottom + 15}" text-anchor="middle">{_tick(v)}</text>'
-        )
-    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
+    parts += axes(
+        (LEFT, TOP, right, bottom),
+        [(across(v), _tick(v)) for v in ticks(x_low, x_high, max(3, width // 75))],
+        [(down(v), _tick(v)) for v in ticks(y_low, y_high, max(3, height // 60))],
+        x_label,
+        y_label,
+    )
     parts += [_area(band, across, down) for band in bands]
     parts += [_curve(line, across, down) for line in lines]
-    middle = (TOP + bottom) / 2
-    parts.append(
-        f'<text x="{(LEFT + right) / 2}" y="{height - 5}" text-anchor="middle" class="label">'
-        f"{escape(x_label)}</text>"
-        f'<text x="11" y="{middle}" text-anchor="middle" class="label" '
-        f'transform="rotate(-90 11 {middle})">{escape(y_label)}</text>'
-    )
     keys = [
         Line((), (), band.label, band.colour, width=9, faint=True) for band in bands if band.label
     ]
     parts += _legend([*keys, *(line for line in lines if line.label)])
     return Markup("".join(parts) + "</svg>")  # noqa: S704 (every text in it is escaped above)
+
+
+def axes(
+    box: tuple[float, float, float, float],
+    across: Sequence[tuple[float, str]],
+    down: Sequence[tuple[float, str]],
+    x_label: str,
+    y_label: str,
+) -> list[str]:
+    """Elements of two axes with their marks and titles, and lines across at those of y.
+
+    Args:
+        box: left, top, right and bottom of the plot, in pixels.
+        across: places of the marks of x, and their texts.
+        down: places of the marks of y, and their texts.
+        x_label: with its unit; its place is what an element `BOTTOM` below the box leaves.
+        y_label: with its unit.
+    """
+    left, top, right, bottom = box
+    x_middle, y_middle = (left + right) / 2, (top + bottom) / 2
+    parts = [
+        f'<path class="grid" d="M{left} {y:.1f}H{right}"/>'
+        f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
+        for y, text in down
+    ]
+    parts += [
+        f'<path class="tick" d="M{x:.1f} {bottom}v4"/>'
+        f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{text}</text>'
+        for x, text in across
+    ]
+    parts.append(f'<path class="axis" d="M{left} {top}V{bottom}H{right}"/>')
+    place = 'text-anchor="middle" class="label"'
+    parts.append(
+        f'<text x="{x_middle}" y="{bottom + BOTTOM - 5}" {place}>{escape(x_label)}</text>'
+        f'<text x="11" y="{y_middle}" {place} '
+        f'transform="rotate(-90 11 {y_middle})">{escape(y_label)}</text>'
+    )
+    return parts
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -202,7 +240,13 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     return parts
 
 
-def _extent(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+def extent(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    """Ends of an axis: those of the finite values, apart where they are one.
+
+    Args:
+        values: that are drawn.
+        margin: beyond them at both ends, as a share of their range.
+    """
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return 0.0, 1.0
