@@ -4,7 +4,8 @@ What a step costs differs by method, and what a run costs is not its steps alone
 beginning of a lap, a calibration at the end. A pilot is a whole short training, made in memory, in
 which everything is counted. Two of them, of whole laps (`Method.cycle`), give a cost of a + b for
 each further lap, and the budget the number of laps; of one more lap as many steps as are left by
-what those steps cost in the pilots, at the most. Pilots are kept, and seeds share them.
+what those steps cost in the pilots, at the most, and what the last step of a training costs beyond
+others. Pilots are kept, and seeds share them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from flowdiff.core.config import RunConfig
 from flowdiff.core.counting import CallCounter
@@ -44,7 +47,8 @@ class Pilot:
         network_calls: of each.
         seconds: of each.
         cycle: steps of a lap.
-        lap_calls: the most that the first r steps of a lap cost, r = 0, 1, …, cycle − 1.
+        lap_calls: the most that a training's last r steps cost, r = 0, 1, …, cycle − 1, where they
+            are the first r of a lap.
         lap_seconds: the same in seconds.
     """
 
@@ -108,15 +112,23 @@ class Pilot:
 
 
 def _begun(traces: Sequence[Trace], cycle: int) -> list[tuple[int, float]]:
-    """The most that the first r steps of a lap cost in any lap of the trainings, r < cycle."""
-    laps = [trace[k : k + cycle] for trace in traces for k in range(0, len(trace) - 1, cycle)]
-    return [
-        (
-            max(lap[r][0] - lap[0][0] for lap in laps),
-            max(lap[r][1] - lap[0][1] for lap in laps),
-        )
-        for r in range(cycle)
-    ]
+    """What a training costs that ends with the first r steps of a lap, r < cycle, beyond whole laps.
+
+    The most that those steps cost in any lap, and what the last of a training, which ends each of
+    the laps, costs beyond an ordinary one: an EM's sampler is calibrated once more in it.
+    """
+    laps = [trace[k : k + cycle + 1] for trace in traces for k in range(0, len(trace) - 1, cycle)]
+    calls = _with_end([[spent for spent, _ in lap] for lap in laps])
+    seconds = _with_end([[since for _, since in lap] for lap in laps])
+    return [(int(c), s) for c, s in zip(calls, seconds, strict=True)]
+
+
+def _with_end(laps: Sequence[Sequence[float]]) -> list[float]:
+    """Of one cost, from before each lap's first step to after its last: see `_begun`."""
+    steps = [[b - a for a, b in pairwise(lap)] for lap in laps]
+    end = max(max(each[-1] - median(each), 0) for each in steps)
+    begun = [max(lap[r] - lap[0] for lap in laps) for r in range(len(laps[0]) - 1)]
+    return [0, *(cost + end for cost in begun[1:])]
 
 
 def steps_within(budget: Budget, config: RunConfig, registry: Registry, file: Path) -> int | None:

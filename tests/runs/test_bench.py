@@ -183,27 +183,39 @@ def test_a_budget_buys_what_two_pilots_say() -> None:
 
 
 @pytest.mark.slow
-def test_a_budget_holds_for_a_method_with_a_rhythm(tmp_path: Path) -> None:
-    """Calibrations come every so many steps: between them a straight line would spend too much."""
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        # Calibrations come every so many steps: between them a straight line would spend too much.
+        (
+            "amortized_em",
+            {
+                "method.calibrate_every": 12,
+                "method.prior_steps": 1,
+                "method.posterior_steps": 1,
+                "method.posterior_batch": 8,
+                "method.dreams": 64,
+                "method.calibration_images": 64,
+            },
+        ),
+        # Here one more ends the training, wherever in a lap that is.
+        ("em_mmps", {"method.lap_steps": 12}),
+    ],
+)
+def test_a_budget_holds_for_a_method_with_a_rhythm(
+    method: str, settings: dict[str, object], tmp_path: Path
+) -> None:
+    """Of the budget for whole laps and half a one nothing is overspent, and little is left."""
     # A prior with a network: of others nothing is counted but the posterior's calls.
-    content = SMALL | {"methods": ["amortized_em"], "priors": ["edm"], "seeds": [0]}
-    content["settings"] = content["settings"] | {
-        "prior.channels": 4,
-        "method.calibrate_every": 12,
-        "method.prior_steps": 1,
-        "method.posterior_steps": 1,
-        "method.prior_batch": 8,
-        "method.posterior_batch": 8,
-        "method.dreams": 64,
-        "method.calibration_images": 64,
-        "train.batch_size": 8,
-    }
+    content = SMALL | {"methods": [method], "priors": ["edm"], "seeds": [0]}
+    small = {"prior.channels": 4, "method.prior_batch": 8, "train.batch_size": 8}
+    content["settings"] = content["settings"] | small | settings
     config = config_of(cells(content)[0], 1, get_registry())
     file = tmp_path / "pilot.json"
     pilot = Pilot.of(config, get_registry(), file)
     assert pilot.cycle == len(pilot.lap_calls) == 12
-    lap = (pilot.network_calls[1] - pilot.network_calls[0]) // 2
-    # The calibration at its beginning is most of a lap: half of one is not half of its calls.
+    lap = (pilot.network_calls[1] - pilot.network_calls[0]) // (pilot.steps[0] // 12)
+    # What comes at its beginning is most of a lap: half of one is not half of its calls.
     assert pilot.lap_calls[6] > 0.6 * lap
     budget = pilot.network_calls[1] + lap + pilot.lap_calls[6]
     steps = steps_within(Budget(network_calls=budget), config, get_registry(), file)
