@@ -112,7 +112,7 @@ class Pilot:
 
 
 def _begun(traces: Sequence[Trace], cycle: int) -> list[tuple[int, float]]:
-    """What a training costs that ends with the first r steps of a lap, beyond whole laps; r < cycle.
+    """What the first r steps of a lap cost a training that ends with them, for each r < cycle.
 
     The most that those steps cost in any lap, and what the last of a training, which ends each of
     the laps, costs beyond an ordinary one: an EM's sampler is calibrated once more in it.
