@@ -15,7 +15,7 @@ __all__ = ["write_report"]
 
 
 def write_report(run: Run, sections: Sequence[tuple[str, str]]) -> None:
-    """Writes report.html, and overview.png for images, into the folder of a finished run.
+    """Writes report.html, and the picture overview.png, into the folder of a finished run.
 
     Args:
         run: the run.
@@ -25,16 +25,10 @@ def write_report(run: Run, sections: Sequence[tuple[str, str]]) -> None:
         UserError: a file that the report needs is missing or damaged.
     """
     from flowdiff.core.files import write_bytes, write_text
-    from flowdiff.core.space import ImageSpace
 
-    from .overview import overview
-    from .page import read_figures, render
+    from .page import render
 
-    page = render(run, sections)
-    summary, folder = run.summary, run.folder
-    lo_hi = summary["value_range"]
-    space = ImageSpace(tuple(summary["shape"]), tuple(lo_hi) if lo_hi else None)
-    picture = overview(read_figures(folder.figures_file, folder.path), space)
+    page, picture = render(run, sections)
     if picture is not None:
-        write_bytes(folder.overview_file, picture)
-    write_text(folder.report_file, page)
+        write_bytes(run.folder.overview_file, picture)
+    write_text(run.folder.report_file, page)

@@ -17,7 +17,6 @@ from flowdiff.core.pictures import colour_map, contact_sheet, encode_png, png_so
 from flowdiff.core.space import ImageSpace
 
 from .numbers import figure
-from .plots import plot
 
 __all__ = ["Gallery", "Picture", "gallery"]
 
@@ -93,7 +92,10 @@ class Gallery:
 
 
 def gallery(
-    figures: Mapping[str, Tensor], controls: Mapping[str, Tensor], space: ImageSpace
+    figures: Mapping[str, Tensor],
+    controls: Mapping[str, Tensor],
+    space: ImageSpace,
+    drawn: bytes | None,
 ) -> Gallery:
     """The pictures that the figures allow; a run without a posterior has fewer rows.
 
@@ -102,11 +104,11 @@ def gallery(
             has the draws in front.
         controls: prior samples of each control, by its name.
         space: shape and units of one image.
+        drawn: the picture that `plots.plot` made of the figures.
     """
     shrunk = -(-max(space.spatial) // LARGEST) if len(space.spatial) == 2 else 1
     everything = {**_split_samples(figures), **controls}
     everything = {name: _shrink(x, shrunk) for name, x in everything.items()}
-    drawn = plot(figures, space)
     rows = [] if drawn else [row for row in RESTORATION if row[0] in everything]
     sets = [row for row in SETS if row[0] in everything]
     first = everything.get("reference", next(iter(everything.values())))

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from flowdiff.core.pictures import colour_map, contact_sheet
 from flowdiff.core.space import ImageSpace
 
-from .plots import plot
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -29,17 +27,13 @@ ROWS = (
 )
 
 
-def overview(figures: Mapping[str, Tensor], space: ImageSpace) -> bytes | None:
-    """The picture as PNG; None for volumes and single numbers.
-
-    Images are shown in rows; vectors as clouds of points and signals as lines, see `plots`.
+def overview(figures: Mapping[str, Tensor], space: ImageSpace) -> bytes:
+    """The picture of a run on images as PNG; `plots` has that of vectors and signals.
 
     Args:
         figures: images of the run, as figures.safetensors holds them.
         space: their space.
     """
-    if len(space.spatial) != 2:
-        return plot(figures, space)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -21,6 +21,8 @@ from .exact import against_exact
 from .gallery import gallery
 from .interval import LEVEL
 from .introduction import introduction, title
+from .overview import overview
+from .plots import plot
 from .posterior_checks import posterior_checks
 from .restoration import checks, estimates, gains, paired_differences, quality, restored
 from .settings import environment_rows, scopes
@@ -38,8 +40,8 @@ __all__ = ["read_figures", "render"]
 CONTROL_SETS = ("oracle", "naive")
 
 
-def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
-    """The page as HTML.
+def render(run: Run, sections: Sequence[tuple[str, str]]) -> tuple[str, bytes | None]:
+    """The page as HTML, and the picture of overview.png; None for volumes and single numbers.
 
     Args:
         run: a finished run.
@@ -55,6 +57,9 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         tuple(summary["shape"]),
         tuple(summary["value_range"]) if summary["value_range"] else None,
     )
+    # Of vectors and signals the page and overview.png show the same.
+    drawn = plot(figures, space)
+    picture = overview(figures, space) if len(space.spatial) == 2 else drawn
     tags, method_summary = _method(run)
     records = folder.metrics()
     calibration = summary.get("calibration")
@@ -67,7 +72,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "summary": summary,
         "restored": restored(summary),
         "verdict": verdict(summary),
-        "gallery": gallery(figures, _control_figures(run, summary), space),
+        "gallery": gallery(figures, _control_figures(run, summary), space, drawn),
         "exact": against_exact(summary),
         "distances": distances(summary),
         "differences": paired_differences(summary),
@@ -103,7 +108,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> str:
         "sections": [(heading, Markup(html)) for heading, html in sections],  # noqa: S704
         "css": Markup(style()),  # noqa: S704 (our own file)
     }
-    return templates(__package__ or "").get_template("page.j2").render(content)
+    return templates(__package__ or "").get_template("page.j2").render(content), picture
 
 
 def _read_json(path: Path) -> dict[str, Any]:

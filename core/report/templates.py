@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -9,8 +10,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 __all__ = ["style", "templates"]
 
 
+@cache
 def templates(package: str) -> Environment:
-    """Those that lie beside the modules of a package."""
+    """Those that lie beside the modules of a package; a process compiles each once."""
 
     def read(name: str) -> str:
         return resources.files(package).joinpath(name).read_text(encoding="utf-8")
