@@ -27,7 +27,7 @@ from flowdiff.core.random import derive_seed, seeded
 from flowdiff.core.session import Session
 from flowdiff.core.space import ImageSpace
 
-from .case import Case, Component, generator, same_draws, unchanged_global_generator, z_score
+from .case import Case, Component, generator, same_draws, z_score
 from .law import DoesNotApply, LawBroken, Laws
 
 __all__ = ["LAWS", "MethodCase"]
@@ -47,7 +47,6 @@ class MethodCase(Case):
     def __init__(self, component: Component, space: ImageSpace, op: str = OPERATORS[0]) -> None:
         super().__init__(component, space)
         self.op = op
-        self._fits: dict[str, Gaussian] = {}
 
     def __str__(self) -> str:
         return f"a run on Gaussian data of shape {self.space.shape}, {self.op}"
@@ -101,17 +100,8 @@ class MethodCase(Case):
         file = None if folder is None else folder / "measurements.safetensors"
         train = self.config.train.model_copy(update={"clean_images": examples})
         config = self.config.model_copy(update={"train": train})
-        with patch("flowdiff.core.session.fit_gaussian", self._fit):
+        with patch("flowdiff.core.session.fit_gaussian", partial(_fit, self.op)):
             return Session.build(config, self.component.registry, file, checkpoint)
-
-    def _fit(
-        self, observation: Observation, space: ImageSpace, generator: torch.Generator
-    ) -> Gaussian:
-        """`fit_gaussian`, once for equal measurements: the laws build the run many times."""
-        key = content_hash({"y": observation.y.contiguous()})
-        if key not in self._fits:
-            self._fits[key] = fit_gaussian(observation, space, generator)
-        return copy.deepcopy(self._fits[key])
 
     @cached_property
     def started(self) -> Session:
@@ -122,8 +112,37 @@ class MethodCase(Case):
     def trained(self) -> Session:
         """The run after its last step."""
         session = self.session()
-        train(session, STEPS)
+        before = torch.get_rng_state()
+        self._figures = train(session, STEPS)
+        self._drew = not torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
         return session
+
+    @property
+    def figures(self) -> list[dict[str, float]]:
+        """Those of each step of `trained`.
+
+        Raises:
+            LawBroken: the steps drew from torch's global generator.
+        """
+        self.trained  # noqa: B018
+        if self._drew:
+            raise LawBroken("it drew from torch's global generator")
+        return self._figures
+
+
+_FITS: dict[str, Gaussian] = {}
+
+
+def _fit(
+    op: str, observation: Observation, space: ImageSpace, generator: torch.Generator
+) -> Gaussian:
+    """`fit_gaussian`, once for equal measurements: laws, and methods, build the run many times."""
+    given = {"y": observation.y.contiguous(), "generator": generator.get_state()}
+    key = f"{op} {space.shape} {content_hash(given)}"
+    if key not in _FITS:
+        _FITS[key] = fit_gaussian(observation, space, generator)
+    return copy.deepcopy(_FITS[key])
 
 
 def train(session: Session, steps: int) -> list[dict[str, float]]:
@@ -184,7 +203,7 @@ def no_clean_images(case: MethodCase) -> str:
 def few_clean(case: MethodCase) -> str:
     if not case.started.method.few_clean:
         raise DoesNotApply("it learns from measurements alone")
-    learned = []
+    sessions = []
     for sign in (1.0, -1.0):
         # The same run with other images: whatever differs was learned from them.
         with patch("flowdiff.core.session.CleanImages.choose", _turned(sign)):
@@ -192,18 +211,22 @@ def few_clean(case: MethodCase) -> str:
         if session.clean_images_used != EXAMPLES:
             used = session.clean_images_used
             raise LawBroken(f"given {EXAMPLES}, the run says that it used {used}")
-        train(session, STEPS)
-        learned.append(
-            {
-                f"{name}/{key}": value
-                for name, trainable in session.method.trainables.items()
-                for key, value in trainable.module.state_dict().items()
-            }
-            or session.method.state().tensors
-        )
-    if all(torch.equal(value, learned[1][key]) for key, value in learned[0].items()):
-        raise LawBroken("of other clean images it learns the same")
-    return f"{EXAMPLES} of them are learned from"
+        sessions.append(session)
+    for _ in range(STEPS):
+        first, second = (_after_a_step(session) for session in sessions)
+        if not all(torch.equal(value, second[key]) for key, value in first.items()):
+            return f"{EXAMPLES} of them are learned from"
+    raise LawBroken("of other clean images it learns the same")
+
+
+def _after_a_step(session: Session) -> dict[str, torch.Tensor]:
+    """What one more step has learned."""
+    train(session, 1)
+    return {
+        f"{name}/{key}": value
+        for name, trainable in session.method.trainables.items()
+        for key, value in trainable.module.state_dict().items()
+    } or session.method.state().tensors
 
 
 def _turned(sign: float) -> Any:
@@ -222,11 +245,9 @@ def _turned(sign: float) -> Any:
     "a figure that is a tensor, or noise without a generator",
 )
 def steps(case: MethodCase) -> str:
-    session = case.session()
-    if not session.method.trains:
+    if not case.started.method.trains:
         raise DoesNotApply("it takes no steps")
-    with unchanged_global_generator():
-        figures = train(session, STEPS)
+    figures = case.figures
     for step, found in enumerate(figures, 1):
         for name, value in found.items():
             if not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -60,6 +60,11 @@ class MetricCase(Case):
         found: MetricValue = self.metric(samples, self.drawn(0), generator(seed))
         return found
 
+    @cached_property
+    def alike(self) -> MetricValue:
+        """Of samples of the reference's own distribution."""
+        return self.value(self.drawn(1))
+
     def worse(self, a: float, b: float) -> bool:
         """Whether b is worse than a."""
         return b > a if self.metric.better == "lower" else b < a
@@ -74,8 +79,9 @@ LAWS = Laws()
 )
 def interval(case: MetricCase) -> str:
     samples = case.drawn(1)
+    first = case.alike
     with unchanged_global_generator():
-        first, again = case.value(samples), case.value(samples)
+        again = case.value(samples)
     if not (math.isfinite(first.value) and first.low <= first.value <= first.high):
         raise LawBroken(f"value {first.value:.4g}, interval {first.low:.4g} to {first.high:.4g}")
     if first.n_samples != len(samples) or first.n_reference != case.count:
@@ -106,7 +112,7 @@ def described(case: MetricCase) -> str:
     "`better` is the other direction, or the figure does not see the images",
 )
 def sees_noise(case: MetricCase) -> str:
-    same = case.value(case.drawn(1)).value
+    same = case.alike.value
     noisy = case.value(case.drawn(1, noise=0.8)).value
     if not case.worse(same, noisy):
         raise LawBroken(f"{same:.4g} of images alike, {noisy:.4g} of noisy ones: not worse")
@@ -123,7 +129,7 @@ def sees_noise(case: MetricCase) -> str:
     "a figure of the samples alone, such as their sharpness",
 )
 def sees_a_missing_kind(case: MetricCase) -> str:
-    same = case.value(case.drawn(1))
+    same = case.alike
     half = case.value(case.drawn(1, kinds=1))
     gain = same.value - half.value if case.metric.better == "lower" else half.value - same.value
     if gain > same.high - same.low and gain > half.high - half.low:

@@ -20,10 +20,15 @@ tests/science/test_pretrained.py and others write small files."""
 # Other shapes of these, and their own sizes, are in tests/science and tests/matrix.
 SLOW = {"realnvp", "flow"}
 SMALLER = {
-    "realnvp": {"blocks": 1, "hidden": 24},
-    "flow": {"blocks": 1, "hidden": 24},
-    "ddpm": {"channels": 16},
-    "edm": {"channels": 16},
+    "realnvp": {"blocks": 1, "hidden": 24, "condition": 8, "encoder": 16},
+    "flow": {"blocks": 1, "hidden": 24, "condition": 8, "encoder": 16},
+    "glow": {"steps": [2, 1, 1], "hidden": [32, 16, 16], "condition": 12, "encoder": 16},
+    "ddpm": {"channels": 8, "embedding": 16, "sampler_steps": 20},
+    "edm": {"channels": 8, "embedding": 16, "sampler_steps": 12},
+    # One noise level for each image of a batch, and a factorisation for each level.
+    "ambient_tweedie": {"prior_batch": 8, "updates": 2},
+    "sure_score": {"prior_batch": 8},
+    "c2st": {"folds": 3, "repeats": 2, "steps": 100},
 }
 SHAPES = dict.fromkeys(("prior", "posterior", "solver"), (1, 8, 8))
 
