@@ -164,11 +164,11 @@ class Usual:
 
         More where few tell what is usual; None where too few do.
         """
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if self.count < _LEAST:
             return None
-        return float(t.ppf(1 - _FAR, self.count - 1)) * (1 + 1 / self.count) ** 0.5
+        return float(stdtrit(self.count - 1, 1 - _FAR)) * (1 + 1 / self.count) ** 0.5
 
     def to_json(self) -> dict[str, Any]:
         """Spreads by name, and how far a flagged measurement is."""

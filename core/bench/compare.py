@@ -183,9 +183,9 @@ def price_of_corruption(
 
 def _student(values: Sequence[float], level: float) -> dict[str, float]:
     """The mean of at least two values with Student's interval."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    reach = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
+    reach = float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
     return {"mean": mean, "low": mean - reach, "high": mean + reach, "seeds": float(len(values))}
