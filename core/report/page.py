@@ -57,9 +57,7 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> tuple[str, bytes | 
         tuple(summary["shape"]),
         tuple(summary["value_range"]) if summary["value_range"] else None,
     )
-    # Of vectors and signals the page and overview.png show the same.
     drawn = plot(figures, space)
-    picture = overview(figures, space) if len(space.spatial) == 2 else drawn
     tags, method_summary = _method(run)
     records = folder.metrics()
     calibration = summary.get("calibration")
@@ -108,7 +106,9 @@ def render(run: Run, sections: Sequence[tuple[str, str]]) -> tuple[str, bytes | 
         "sections": [(heading, Markup(html)) for heading, html in sections],  # noqa: S704
         "css": Markup(style()),  # noqa: S704 (our own file)
     }
-    return templates(__package__ or "").get_template("page.j2").render(content), picture
+    page = templates(__package__ or "").get_template("page.j2").render(content)
+    # Of vectors and signals the page and overview.png show the same.
+    return page, overview(figures, space) if len(space.spatial) == 2 else drawn
 
 
 def _read_json(path: Path) -> dict[str, Any]:
