@@ -6,34 +6,36 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 import flowdiff
-from flowdiff.core import RunError, UserError, files
+from flowdiff.core import Metric, Registry, RunError, UserError, files
+from flowdiff.core.assembly import build_classifier
 from flowdiff.core.calibration import evaluate as evaluation
 from flowdiff.core.calibration import histogram as histograms
 from flowdiff.core.calibration import uniformity
 from tests.runs.tiny import TINY
 
 Cli = Callable[..., tuple[int, str, str]]
+NoReport = Callable[[], AbstractContextManager[None]]
 SMALL = ["-n", "5", "--images", "24"]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with 24 held-out images; tests copy it before they change it."""
-    out = tmp_path_factory.mktemp("eval") / "run"
-    flowdiff.run(method="flowdiff", out=out, settings=TINY)
-    return out
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few draws and permutations: these tests are about files and words."""
+    """Few draws, permutations and steps: these tests are about files and words."""
+
+    def hardly_trained(registry: Registry) -> Metric | None:
+        found: Any = build_classifier(registry)
+        found.settings = found.settings.model_copy(update={"steps": 5})
+        return cast(Metric, found)
+
+    monkeypatch.setattr(flowdiff.core.api, "build_classifier", hardly_trained)
     monkeypatch.setattr(evaluation, "PERMUTATIONS", 2)
     monkeypatch.setattr(evaluation, "IMPORTANCE_DRAWS", 3)
     monkeypatch.setattr(uniformity, "DRAWS", 99)
@@ -87,18 +89,22 @@ def test_files_tables_and_report(run_cli: Cli, run: Path) -> None:
     assert "summary.json" in {path.name for path in run.iterdir()}
 
 
-def test_equal_seeds_give_equal_figures(run_cli: Cli, run: Path) -> None:
+def test_equal_seeds_give_equal_figures(run_cli: Cli, run: Path, no_report: NoReport) -> None:
     """With --json, standard output holds nothing but the figures."""
-    code, first, _ = run_cli("eval", str(run), *SMALL, "--json")
-    assert code == 0 and json.loads(first) == _read(run)
-    assert run_cli("eval", str(run), *SMALL, "--json")[1] == first
-    assert run_cli("eval", str(run), *SMALL, "--seed", "1", "--json")[1] != first
+    with no_report():
+        code, first, _ = run_cli("eval", str(run), *SMALL, "--json")
+        assert code == 0 and json.loads(first) == _read(run)
+        assert run_cli("eval", str(run), *SMALL, "--json")[1] == first
+        assert run_cli("eval", str(run), *SMALL, "--seed", "1", "--json")[1] != first
 
 
-def test_chunks_do_not_change_the_figures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_change_the_figures(
+    run: Path, monkeypatch: pytest.MonkeyPatch, no_report: NoReport
+) -> None:
     """Several chunks draw other noise, but see the same images."""
     monkeypatch.setattr(evaluation, "ELEMENTS", 5 * 64 * 7)
-    found = flowdiff.open_run(run).evaluate(n=5, images=24)
+    with no_report():
+        found = flowdiff.open_run(run).evaluate(n=5, images=24)
     entry = found["sources"]["heldout"]["models"]["gaussian_fit"]
     assert entry["images"] == 24
     assert found == _read(run)
@@ -156,11 +162,14 @@ def test_damaged_calibration_is_one_line_in_report(run_cli: Cli, run: Path) -> N
 
 
 @pytest.mark.parametrize("method", ["oracle", "gaussian_fit"])
-def test_methods_that_lack_a_part(run_cli: Cli, tmp_path: Path, method: str) -> None:
+def test_methods_that_lack_a_part(
+    run_cli: Cli, tmp_path: Path, method: str, no_report: NoReport
+) -> None:
     """A control without posterior, and the untrained row itself: what does not apply is said."""
     own = ("train.", "data.", "eval.") + (("prior.",) if method == "oracle" else ())
     settings = {key: value for key, value in TINY.items() if key.startswith(own)}
-    flowdiff.run(method=method, out=tmp_path / "run", settings=settings)
+    with no_report():
+        flowdiff.run(method=method, out=tmp_path / "run", settings=settings)
     code, out, errors = run_cli("eval", str(tmp_path / "run"), *SMALL)
     assert code == 0, errors
     found = _read(tmp_path / "run")
@@ -213,12 +222,13 @@ def test_python_arguments(run: Path) -> None:
             opened.evaluate(**arguments)
 
 
-def test_vectors(run_cli: Cli, tmp_path: Path) -> None:
+def test_vectors(run_cli: Cli, tmp_path: Path, no_report: NoReport) -> None:
     """Two components: no picture, and the words for what they are."""
     settings = {"data.n": 24, "eval.bootstrap": 20, "eval.metrics": ["mmd"]}
     out = tmp_path / "run"
-    flowdiff.run(method="gaussian_fit", data="two_moons", op="gaussian_noise", out=out,
-                 settings=settings)  # fmt: skip
+    with no_report():
+        flowdiff.run(method="gaussian_fit", data="two_moons", op="gaussian_noise", out=out,
+                     settings=settings)  # fmt: skip
     code, text, errors = run_cli("eval", str(out), *SMALL)
     assert code == 0, errors
     assert "Held-out clean vectors" in text and "SBC: components" in text
