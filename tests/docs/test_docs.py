@@ -22,11 +22,14 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 import flowdiff
-from flowdiff.core import get_registry
+from flowdiff.core import Batch, RunContext, get_registry
 from flowdiff.core.config import SCOPES, EvaluationConfig, TrainConfig
+from flowdiff.core.evidence import minimise
 from flowdiff.core.registry import set_registry
+from flowdiff.plugins.methods.amortized_em import AmortizedEM
 
 ROOT = Path(flowdiff.__file__).parent
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -41,6 +44,10 @@ FEW_SAMPLES = {
     "solvers._calibrated.CalibratedSolver.calibration_images": 8,
 }
 """Of the default method, which else draws a thousand images of the prior at once."""
+FEW_UPDATES = {"prior_steps": 2, "prior_batch": 8, "posterior_steps": 1, "posterior_batch": 8}
+"""Of the same, in each of its steps; a page need not name the settings."""
+FIT_ITERATIONS = 3
+"""Of the Gaussian that a run begins with."""
 ONLY_NAMED = ["--resume", "--help"]
 """Commands that take no further settings."""
 
@@ -113,6 +120,8 @@ def test_page(
     monkeypatch.chdir(work)
     for name, value in FEW_SAMPLES.items():
         monkeypatch.setattr(f"flowdiff.plugins.{name}", value)
+    few_updates(monkeypatch)
+    rough_fit(monkeypatch)
     # A plan times a few steps; here one will do.
     monkeypatch.setattr("flowdiff.core.plan._WARM", 0)
     monkeypatch.setattr("flowdiff.core.plan._TIMED", 1)
@@ -128,6 +137,28 @@ def test_page(
         elif is_shell(block):
             for command in commands(block):
                 run(command, where, run_cli, monkeypatch)
+
+
+def few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of the default method does less; what pages say of its settings stays."""
+    step = AmortizedEM.step
+
+    def smaller(self: AmortizedEM, batch: Batch, ctx: RunContext) -> dict[str, float]:
+        self.config = self.config.model_copy(update=FEW_UPDATES)
+        return step(self, batch, ctx)
+
+    monkeypatch.setattr(AmortizedEM, "step", smaller)
+
+
+def rough_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the Gaussian that a run begins with: no choice of its rank, and few iterations."""
+    monkeypatch.setattr("flowdiff.core.moments._CHOOSE_BELOW", 0)
+
+    def begun(theta: Tensor, loss: Callable[[], Tensor], iterations: int) -> None:
+        minimise(theta, loss, min(iterations, FIT_ITERATIONS))
+
+    for module in ("evidence", "spectral_moments"):
+        monkeypatch.setattr(f"flowdiff.core.{module}.minimise", begun)
 
 
 def run(
