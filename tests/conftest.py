@@ -37,6 +37,15 @@ def _fresh_registry() -> Iterator[None]:
         dispatch.set_dispatcher(None)
 
 
+@pytest.fixture(autouse=True)
+def _fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process share the Gaussian fits of equal measurements."""
+    if "flowdiff.core.session" in sys.modules:  # what needs no torch is not made to import it
+        from tests.fits import fit_once
+
+        monkeypatch.setattr("flowdiff.core.session.fit_gaussian", fit_once)
+
+
 @dataclass
 class PluginPackages:
     """Writes third-party packages, as pip would have installed them."""
