@@ -135,10 +135,13 @@ class Trainable:
         averages = _under(state, "ema/")
         for name, value in self.average.items():
             value.copy_(averages[name])
+        moments: dict[str, dict[str, Tensor]] = {}
+        for path, value in _under(state, "adam/").items():
+            name, _, key = path.rpartition("/")
+            moments.setdefault(name, {})[key] = value
         self.optimizer.state.clear()
         for name, p in self._named:
-            own = _under(state, f"adam/{name}/")
-            if own:
+            if own := moments.get(name):
                 self.optimizer.state[p] = {
                     k: v.clone() if k == "step" else v.to(p.device, p.dtype).clone()
                     for k, v in own.items()
