@@ -489,7 +489,7 @@ def test_a_reference_that_was_trained_on_flatters() -> None:
 
 def test_the_energy_distance_of_two_gaussians() -> None:
     """E|N(0, v)| is √(2 v/π); of normal numbers a distance δ apart it is known too."""
-    n, delta = 6000, 0.8
+    n, delta = 2500, 0.8
     x = torch.randn(n, 1, generator=seed(1))
     y = torch.randn(n, 1, generator=seed(2)) + delta
     found = EnergyDistance(MetricConfig(bootstrap=20))(x, y, seed())
