@@ -23,7 +23,7 @@ SMALLER = {
     "realnvp": {"blocks": 1, "hidden": 24, "condition": 8, "encoder": 16},
     "flow": {"blocks": 1, "hidden": 24, "condition": 8, "encoder": 16},
     "glow": {"steps": [2, 1, 1], "hidden": [32, 16, 16], "condition": 12, "encoder": 16},
-    "ddpm": {"channels": 8, "embedding": 16, "sampler_steps": 20},
+    "ddpm": {"channels": 8, "embedding": 16},
     "edm": {"channels": 8, "embedding": 16, "sampler_steps": 12},
     # One noise level for each image of a batch, and a factorisation for each level.
     "ambient_tweedie": {"prior_batch": 8, "updates": 2},
