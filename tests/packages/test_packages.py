@@ -18,9 +18,10 @@ from .conftest import SOURCES, Environment
 
 SMALL = [
     "--set=train.batch_size=8",
-    "--set=data.n=40",
+    "--set=data.n=11",
     "--set=eval.bootstrap=20",
     "--set=eval.n_posterior=4",
+    "--set=eval.sampler_steps=4",
     "--set=eval.metrics=[mmd]",
 ]
 TOGETHER = {
@@ -99,7 +100,7 @@ def test_a_begun_kernel_computes(environment: Environment, tmp_path: Path) -> No
 
 def test_a_begun_launcher_runs_a_benchmark(environment: Environment, tmp_path: Path) -> None:
     grid = ["--method", "gaussian_fit", "--op", "gaussian_noise", "--data", "gaussian"]
-    small = ["--set", "data.shape=[1,4,4]", "--set", "data.n=40", "--set", "eval.metrics=[mmd]"]
+    small = ["--set", "data.shape=[1,4,4]", "--set", "data.n=11", "--set", "eval.metrics=[mmd]"]
     place = ["--launcher", "my_launcher", "--launcher-set", "pause=0.1"]
     environment.flowdiff("bench", *grid, *small, *place, "--out", str(tmp_path / "b"))
     found = json.loads((tmp_path / "b" / "results.json").read_text())
