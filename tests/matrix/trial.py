@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,12 @@ from flowdiff.core import Dataset, DatasetConfig, ImageSpace, UserError, get_reg
 from flowdiff.core.assembly import Assembly, build_dataset
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
-from flowdiff.core.gaussian import Gaussian
 from flowdiff.core.loop import batch_index
 from flowdiff.core.measurements import content_hash
 from flowdiff.core.method import MethodState, select
-from flowdiff.core.moments import fit_gaussian
-from flowdiff.core.observation import Observation
 from flowdiff.core.random import derive_seed, seeded
 from flowdiff.core.session import Session
+from tests.fits import fit_once
 
 from . import cells
 from .cells import Cell
@@ -120,7 +117,7 @@ def try_cell(cell: Cell, folder: Path) -> Outcome:
     """Builds, kicks off its start, trains, samples, saves and resumes a combination."""
     try:
         config = make_config(cell, folder)
-        with patch("flowdiff.core.session.fit_gaussian", _fit):
+        with patch("flowdiff.core.session.fit_gaussian", fit_once):
             session = Session.build(config, get_registry(), folder / "measurements.safetensors")
     except UserError as error:
         return Outcome(refused=str(error))
@@ -171,24 +168,6 @@ def try_cell(cell: Cell, folder: Path) -> Outcome:
     return Outcome(
         joint=(before[0], after[0]), denoising=(before[1], after[1]), problems=tuple(problems)
     )
-
-
-_FITS: dict[str, Gaussian] = {}
-
-
-def _fit(observation: Observation, space: ImageSpace, generator: torch.Generator) -> Gaussian:
-    """`fit_gaussian`, once for each operator and shape: cells with other networks share it."""
-    given = {
-        "y": observation.y.contiguous(),
-        "generator": generator.get_state(),
-        **{f"param/{name}": value.contiguous() for name, value in observation.params.items()},
-        **{f"operator/{name}": v for name, v in observation.operator.state_dict().items()},
-    }
-    names = [type(module).__name__ for module in observation.operator.modules()]
-    key = f"{names} {space.shape} {content_hash(given)}"
-    if key not in _FITS:
-        _FITS[key] = fit_gaussian(observation, space, generator)
-    return copy.deepcopy(_FITS[key])
 
 
 def _train(session: Session, steps: int) -> None:
