@@ -16,7 +16,7 @@ from tests.runs.tiny import TINY
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with 24 held-out images; tests copy it before they change it."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    flowdiff.run(method="flowdiff", out=out, settings=TINY)
+    flowdiff.run(method="flowdiff", out=out, settings={**TINY, "data.n": 24})
     return out
 
 

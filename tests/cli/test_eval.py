@@ -168,6 +168,7 @@ def test_methods_that_lack_a_part(
     """A control without posterior, and the untrained row itself: what does not apply is said."""
     own = ("train.", "data.", "eval.") + (("prior.",) if method == "oracle" else ())
     settings = {key: value for key, value in TINY.items() if key.startswith(own)}
+    settings["data.n"] = 24
     with no_report():
         flowdiff.run(method=method, out=tmp_path / "run", settings=settings)
     code, out, errors = run_cli("eval", str(tmp_path / "run"), *SMALL)

@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "priors": ["gaussian"],
     "posteriors": ["affine"],
     "operators": [{"name": "gaussian_noise", "settings": {"op.gaussian_noise.sigma": 0.5}}],
-    "data": [{"name": "gaussian", "settings": {"data.shape": [1, 4, 4], "data.n": 60}}],
+    "data": [{"name": "gaussian", "settings": {"data.shape": [1, 4, 3], "data.n": 60}}],
     "seeds": [0, 1],
     "budget": {"network_calls": 4000},
     "settings": {

@@ -40,7 +40,9 @@ def test_every_epoch_sees_the_measurements_of_the_file(
 
     monkeypatch.setattr(FlowDiff, "step", spy)
     monkeypatch.setattr(Dataset, "split", split)
-    run = flowdiff.run(method="flowdiff", out=tmp_path / "run", op=op, settings=TINY)
+    run = flowdiff.run(
+        method="flowdiff", out=tmp_path / "run", op=op, settings={**TINY, "data.n": 24}
+    )
     stored = load_file(run.folder.measurements_file)
     assert len(seen) == 12
     met = torch.zeros(24)
@@ -56,7 +58,7 @@ def test_every_epoch_sees_the_measurements_of_the_file(
 
 def test_noise_is_drawn_once_per_datum(tmp_path: Path) -> None:
     """Training and held-out measurements are of different images, with noise of their own."""
-    settings = {**TINY, "op.gaussian_noise.sigma": 0.5}
+    settings = {**TINY, "data.n": 24, "op.gaussian_noise.sigma": 0.5}
     run = flowdiff.run(
         method="flowdiff", out=tmp_path / "run", op="gaussian_noise", settings=settings
     )

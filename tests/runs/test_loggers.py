@@ -19,7 +19,7 @@ SMALL = {
     "train.steps": 20,
     "train.batch_size": 8,
     "train.checkpoint_every": 10,
-    "data.n": 40,
+    "data.n": 11,
     "data.shape": [1, 4, 4],
     "eval.metrics": [],
     "eval.bootstrap": 20,

@@ -14,7 +14,7 @@ from flowdiff.core import UserError
 
 from .tiny import TINY
 
-SHORT = {**TINY, "train.steps": 4, "eval.max_images": 12, "eval.n_posterior": 2, "data.n": 12}
+SHORT = {**TINY, "train.steps": 4, "eval.max_images": 12, "eval.n_posterior": 2, "data.n": 11}
 
 
 def numbers(value: Any) -> list[float]:

@@ -14,9 +14,9 @@ from flowdiff.core.api import run
 def test_a_short_training_is_closer_to_the_exact_answer_than_the_fitted_gaussian(
     tmp_path: Path,
 ) -> None:
-    """150 steps: prior, posterior and evidence, each beyond the intervals."""
+    """100 steps: prior, posterior and evidence, each beyond the intervals."""
     settings = {
-        "train.steps": 150, "train.batch_size": 128, "eval.bootstrap": 50, "eval.n_posterior": 4,
+        "train.steps": 100, "train.batch_size": 128, "eval.bootstrap": 50, "eval.n_posterior": 4,
         "eval.metrics": ["sliced_wasserstein"], "eval.max_images": 300,
     }  # fmt: skip
     finished = run(data="octagon", out=tmp_path / "run", settings=settings)

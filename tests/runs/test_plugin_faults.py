@@ -79,7 +79,7 @@ def test_a_run_names_the_package_that_is_gone(
     plugin_packages: Any, run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     plugin_packages.add("kfaulty", MANIFEST, {"ops.py": SOURCE.format(more="")})
-    settings = {"data.n": 30, "eval.metrics": [], "eval.bootstrap": 20}
+    settings = {"data.n": 11, "eval.metrics": [], "eval.bootstrap": 20}
     flowdiff.run(op="faulty", method="gaussian_fit", out=tmp_path / "run", settings=settings)
     from flowdiff.core.discovery import DisableRules
     from flowdiff.core.registry import Registry, set_registry

@@ -183,7 +183,7 @@ def test_refused_before_anything_is_drawn(
     ],
 )
 def test_refused_as_a_methods_solver(method: str, solver: str, reason: str) -> None:
-    settings = {"method.solver": solver, "data.n": 24, "train.steps": 20}
+    settings = {"method.solver": solver, "data.n": 11, "train.steps": 20}
     request = Request(method=method, op="gaussian_noise", settings=settings_of(settings))
     with pytest.raises(UserError, match=reason):
         Session.build(resolve(request, get_registry()), get_registry())

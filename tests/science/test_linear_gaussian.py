@@ -11,7 +11,7 @@ import torch
 from .linear_gaussian import OPERATORS, Normal, judge, kl, session_for, train
 
 TRAINING = {
-    "train.steps": 800,
+    "train.steps": 500,
     "train.batch_size": 128,
     "method.lr_prior": 1e-2,
     "method.lr_posterior": 1e-2,

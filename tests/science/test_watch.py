@@ -181,7 +181,7 @@ def test_the_bound_catches_training_that_goes_on_for_too_long() -> None:
     assert session.watch is not None
     ctx, method = session.context, session.method
     found, seen = [], []
-    for end in (25, 100):
+    for end in (20, 70):
         ctx.total_steps = end
         train(session)
         found.append(session.watch.check(method, ctx))
