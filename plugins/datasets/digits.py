@@ -11,13 +11,7 @@ Learning Repository, CC BY 4.0, https://doi.org/10.24432/C50P49
 
 from __future__ import annotations
 
-import gzip
-from importlib.util import find_spec
-from pathlib import Path
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -65,20 +59,8 @@ class Digits(Dataset):
         return ImageSpace((1, self.size, self.size), bounded=True)
 
     def load(self) -> tuple[Tensor, Tensor]:
-        levels = torch.as_tensor(_levels(), dtype=torch.float32)
-        images = levels[:, None] / 8 - 1
-        return resample(images, self.size), torch.arange(len(images))
-
-
-def _levels() -> NDArray[np.float64]:
-    """The images as scikit-learn has them, from its file: to import it takes seconds."""
-    found = find_spec("sklearn")
-    file = Path((found and found.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
-    if not file.is_file():
         from sklearn.datasets import load_digits
 
-        levels: NDArray[np.float64] = load_digits().images
-        return levels
-    with gzip.open(file, "rt", encoding="utf-8") as text:
-        # The last column is the digit that it is.
-        return np.loadtxt(text, delimiter=",")[:, :-1].reshape(-1, 8, 8)
+        levels = torch.as_tensor(load_digits().images, dtype=torch.float32)
+        images = levels[:, None] / 8 - 1
+        return resample(images, self.size), torch.arange(len(images))

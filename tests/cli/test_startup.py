@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 HEAVY = {"torch", "torchvision", "deepinv", "sklearn", "skimage", "scipy", "matplotlib", "numpy"}
@@ -39,17 +38,3 @@ def test_import_is_free(name: str) -> None:
 def test_registry_imports_no_torch() -> None:
     code = "from flowdiff import get_registry; get_registry().find('prior', 'edm')"
     assert not modules_after(code) & HEAVY
-
-
-def test_digits_are_those_of_sklearn_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sklearn.datasets import load_digits
-
-    from flowdiff.plugins.datasets import digits
-
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "sklearn.datasets", None)
-        levels = digits._levels()
-    assert levels.dtype == "float64" and np.array_equal(levels, load_digits().images)
-    # Where a version of it keeps the file elsewhere, it is asked.
-    monkeypatch.setattr(digits, "find_spec", lambda name: None)
-    assert np.array_equal(levels, digits._levels())
