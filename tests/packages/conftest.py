@@ -25,7 +25,7 @@ SOURCES = Path(__file__).parent / "sources"
 START = "import sys; from flowdiff.core.cli import main; sys.exit(main())"
 FORKING = """
 import json, os, sys
-import jinja2, matplotlib.figure, scipy.ndimage, torch, torch._dynamo
+import jinja2, matplotlib.figure, scipy.ndimage, sklearn.datasets, torch, torch._dynamo
 
 assert not [name for name in sys.modules if name.split(".")[0] == "flowdiff"]
 for line in sys.stdin:
