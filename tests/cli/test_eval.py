@@ -101,13 +101,19 @@ def test_equal_seeds_give_equal_figures(run_cli: Cli, run: Path, no_report: NoRe
 def test_chunks_do_not_change_the_figures(
     run: Path, monkeypatch: pytest.MonkeyPatch, no_report: NoReport
 ) -> None:
-    """Several chunks draw other noise, but see the same images."""
-    monkeypatch.setattr(evaluation, "ELEMENTS", 5 * 64 * 7)
+    """Several chunks draw other noise, but see the same images, each with its own truth."""
     with no_report():
+        whole = flowdiff.open_run(run).evaluate(n=5, images=24)
+        monkeypatch.setattr(evaluation, "ELEMENTS", 5 * 64 * 7)
         found = flowdiff.open_run(run).evaluate(n=5, images=24)
-    entry = found["sources"]["heldout"]["models"]["gaussian_fit"]
-    assert entry["images"] == 24
-    assert found == _read(run)
+    assert found == _read(run) and found != whole
+    for name in ("posterior", "gaussian_fit"):
+        one, several = (x["sources"]["heldout"]["models"][name] for x in (whole, found))
+        assert several["images"] == 24
+        for score in ("crps", "energy_score"):
+            # With the truth of another image it is more than half as large again.
+            was, now = (x["sharpness"][score]["value"] for x in (one, several))
+            assert now == pytest.approx(was, rel=0.1)
 
 
 def test_few_images_are_not_judged(run_cli: Cli, run: Path) -> None:
