@@ -396,6 +396,27 @@ MISTAKES = (
         "apart = (a - b).square()",
         "tests/science/test_pretrained.py::test_lpips_is_its_formula",
     ),
+    Mistake(
+        "a budget that does not reckon with a training's last step",
+        "core/bench/budget.py",
+        "end = max(max(each[-1] - median(each), 0) for each in steps)",
+        "end = 0",
+        "tests/runs/test_bench.py::test_a_budget_holds_for_a_method_with_a_rhythm",
+    ),
+    Mistake(
+        "chunks of an evaluation with the truth of the first one",
+        "core/calibration/evaluate.py",
+        "truth[start : start + size].cpu()",
+        "truth[: len(part)].cpu()",
+        "tests/cli/test_eval.py::test_chunks_do_not_change_the_figures",
+    ),
+    Mistake(
+        "what a mask leaks between coefficients is taken for variance",
+        "core/spectral_moments.py",
+        "return (carried.square().mean(0) - power.square() * s).clamp_min(0)",
+        "return torch.zeros_like(s)",
+        "tests/science/test_moments.py::test_per_sample_masks_are_not_taken_for_variance",
+    ),
 )
 
 
