@@ -164,8 +164,8 @@ MISTAKES = (
         "tone: the shift does not give way to the curve",
         "plugins/methods/_pool.py",
         "directions = inside * (basis - (inside * basis).mean(1, keepdim=True) / share)",
-        "directions = basis * share / share",
-        "tests/science/test_tone.py",
+        "directions = inside * basis * share / share",
+        "tests/science/test_tone.py::test_directions_are_the_derivative_of_the_images",
     ),
     Mistake(
         "watch: χ² of what is seen in the place of what is aside",

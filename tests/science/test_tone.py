@@ -92,6 +92,38 @@ def test_the_right_prior_is_left_alone(chain: str) -> None:
     assert float(pool.draw(4000, make(5)).abs().mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_directions_are_the_derivative_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the curve's values, with the shift that holds the mean: beside finite differences."""
+    monkeypatch.setattr("flowdiff.plugins.methods._pool._ROUNDS", 100)  # δ to the last digit
+    found: list[Tensor] = []
+
+    def kept(observation: Observation, images: Tensor, directions: Tensor, c: Tensor,
+             *sizes: float) -> Tensor:  # fmt: skip
+        found.append(directions)
+        return c
+
+    monkeypatch.setattr("flowdiff.plugins.methods._pool.solve", kept)
+    observation, _ = _two_levels(CHAINS["noise"], 0.8, 200)
+    samples = 0.8 * torch.randn((2, *observation.y.shape), generator=make(1))
+    pool = Pool(samples.clone(), gaussian(torch.full(BOUNDED.shape, 0.3)), BOUNDED)
+    curve = 0.1 * torch.randn(KNOTS, generator=make(2))
+    pool.set_curve(curve)
+    pool.correct(observation, samples, make(4))
+    order = torch.randperm(400, generator=make(4))
+    x = samples.flatten(0, 1)[order]
+
+    def images(c: Tensor) -> Tensor:
+        moved = pool._toned(x, c)
+        return BOUNDED.project(moved + pool._find_shift(BOUNDED, moved))
+
+    step = 2e-3
+    slopes = torch.stack([images(curve + step * e) - images(curve) for e in torch.eye(KNOTS)])
+    slopes = slopes / step
+    # A fifth of it where the shift does not give way; a few pixels meet a bound within the step.
+    error = (found[0] - slopes).square().mean() / slopes.square().mean()
+    assert float(error) < 1e-3
+
+
 def test_background_that_is_too_bright_goes_down_and_the_rest_stays() -> None:
     """Half of the images have a background of −1 that the prior puts at −0.9, half one of 0.5.
 
