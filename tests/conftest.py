@@ -41,7 +41,7 @@ def _fresh_registry() -> Iterator[None]:
 def _fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of this process share the Gaussian fits of equal measurements."""
     if "flowdiff.core.session" in sys.modules:  # what needs no torch is not made to import it
-        from tests.fits import fit_once
+        from flowdiff.core.testing._fits import fit_once
 
         monkeypatch.setattr("flowdiff.core.session.fit_gaussian", fit_once)
 

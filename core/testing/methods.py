@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 from dataclasses import replace
@@ -17,16 +16,14 @@ from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, RunConfig, resolve, settings_of
 from flowdiff.core.errors import UserError
 from flowdiff.core.few_clean import CleanImages
-from flowdiff.core.gaussian import Gaussian
 from flowdiff.core.loop import batch_index
 from flowdiff.core.measurements import content_hash
 from flowdiff.core.method import select
-from flowdiff.core.moments import fit_gaussian
-from flowdiff.core.observation import Observation
 from flowdiff.core.random import derive_seed, seeded
 from flowdiff.core.session import Session
 from flowdiff.core.space import ImageSpace
 
+from ._fits import fit_once
 from .case import Case, Component, generator, same_draws, z_score
 from .law import DoesNotApply, LawBroken, Laws
 
@@ -100,7 +97,7 @@ class MethodCase(Case):
         file = None if folder is None else folder / "measurements.safetensors"
         train = self.config.train.model_copy(update={"clean_images": examples})
         config = self.config.model_copy(update={"train": train})
-        with patch("flowdiff.core.session.fit_gaussian", partial(_fit, self.op)):
+        with patch("flowdiff.core.session.fit_gaussian", fit_once):
             return Session.build(config, self.component.registry, file, checkpoint)
 
     @cached_property
@@ -109,14 +106,19 @@ class MethodCase(Case):
         return self.session()
 
     @cached_property
-    def trained(self) -> Session:
-        """The run after its last step."""
+    def _training(self) -> tuple[Session, list[dict[str, float]], bool]:
+        """The run after its last step, each step's figures, and whether one drew globally."""
         session = self.session()
         before = torch.get_rng_state()
-        self._figures = train(session, STEPS)
-        self._drew = not torch.equal(before, torch.get_rng_state())
+        figures = train(session, STEPS)
+        drew = not torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)
-        return session
+        return session, figures, drew
+
+    @property
+    def trained(self) -> Session:
+        """The run after its last step."""
+        return self._training[0]
 
     @property
     def figures(self) -> list[dict[str, float]]:
@@ -125,24 +127,10 @@ class MethodCase(Case):
         Raises:
             LawBroken: the steps drew from torch's global generator.
         """
-        self.trained  # noqa: B018
-        if self._drew:
+        _, figures, drew = self._training
+        if drew:
             raise LawBroken("it drew from torch's global generator")
-        return self._figures
-
-
-_FITS: dict[str, Gaussian] = {}
-
-
-def _fit(
-    op: str, observation: Observation, space: ImageSpace, generator: torch.Generator
-) -> Gaussian:
-    """`fit_gaussian`, once for equal measurements: laws, and methods, build the run many times."""
-    given = {"y": observation.y.contiguous(), "generator": generator.get_state()}
-    key = f"{op} {space.shape} {content_hash(given)}"
-    if key not in _FITS:
-        _FITS[key] = fit_gaussian(observation, space, generator)
-    return copy.deepcopy(_FITS[key])
+        return figures
 
 
 def train(session: Session, steps: int) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ from flowdiff.core.measurements import content_hash
 from flowdiff.core.method import MethodState, select
 from flowdiff.core.random import derive_seed, seeded
 from flowdiff.core.session import Session
-from tests.fits import fit_once
+from flowdiff.core.testing._fits import fit_once
 
 from . import cells
 from .cells import Cell

@@ -1,7 +1,7 @@
 """The Gaussian fit of a run, once for equal measurements of equal operators.
 
-Many tests begin the same small run, and most of what that costs is the fit, which is a function of
-its arguments alone (`tests/science/test_moments.py` says so of the function itself).
+Laws and tests begin the same small run many times. Most of what that costs is the fit, which is a
+function of its arguments alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import copy
 
 import torch
 
-from flowdiff.core import Gaussian, ImageSpace, Observation, fit_gaussian
+from flowdiff.core.gaussian import Gaussian
 from flowdiff.core.measurements import content_hash
+from flowdiff.core.moments import fit_gaussian
+from flowdiff.core.observation import Observation
+from flowdiff.core.space import ImageSpace
 
 __all__ = ["fit_once"]
 
