@@ -28,6 +28,7 @@ import flowdiff
 from flowdiff.core import Batch, RunContext, get_registry
 from flowdiff.core.config import SCOPES, EvaluationConfig, TrainConfig
 from flowdiff.core.evidence import minimise
+from flowdiff.core.moments import fit_gaussian
 from flowdiff.core.registry import set_registry
 from flowdiff.plugins.methods.amortized_em import AmortizedEM
 
@@ -152,6 +153,8 @@ def few_updates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rough_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the Gaussian that a run begins with: no choice of its rank, and few iterations."""
+    # Not the fits that tests share: theirs are whole.
+    monkeypatch.setattr("flowdiff.core.session.fit_gaussian", fit_gaussian)
     monkeypatch.setattr("flowdiff.core.moments._CHOOSE_BELOW", 0)
 
     def begun(theta: Tensor, loss: Callable[[], Tensor], iterations: int) -> None:

@@ -132,8 +132,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
     subprocess.run([*build, *map(str, sorted(copies.iterdir()))], check=True)
     install = [*pip, "--python", str(python), "install", *offline]
     subprocess.run([*install, *map(str, sorted(wheels.glob("*.whl")))], check=True)
-    variables = {k: v for k, v in os.environ.items() if k != "FLOWDIFF_DISABLE_PLUGINS"}
-    pipe = subprocess.PIPE
+    pipe, variables = subprocess.PIPE, Environment._variables()
     with subprocess.Popen(
         [str(python), "-c", FORKING], env=variables, stdin=pipe, stdout=pipe, text=True
     ) as forking:
