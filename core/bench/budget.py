@@ -74,14 +74,16 @@ class Pilot:
         lengths = (first, 2 * first)
         traces = [_train(config, registry, steps) for steps in lengths]
         ends = [trace[-1] for trace in traces]
-        begun = _begun(traces, cycle)
+        calls, seconds = (
+            _begun([[at[i] for at in trace] for trace in traces], cycle) for i in (0, 1)
+        )
         pilot = cls(
             lengths,
             (ends[0][0], ends[1][0]),
             (round(ends[0][1], 3), round(ends[1][1], 3)),
             cycle,
-            tuple(calls for calls, _ in begun),
-            tuple(round(seconds, 3) for _, seconds in begun),
+            tuple(map(int, calls)),
+            tuple(round(spent, 3) for spent in seconds),
         )
         if min(b - a for a, b in (pilot.network_calls, pilot.seconds)) >= 0:
             write_json(file, asdict(pilot))  # else so short a time was measured badly
@@ -111,23 +113,20 @@ class Pilot:
         return whole + max(r for r, cost in enumerate(begun) if cost <= left)
 
 
-def _begun(traces: Sequence[Trace], cycle: int) -> list[tuple[int, float]]:
+def _begun(costs: Sequence[Sequence[float]], cycle: int) -> list[float]:
     """What the first r steps of a lap cost a training that ends with them, for each r < cycle.
 
     The most that those steps cost in any lap, and what the last of a training, which ends each of
     the laps, costs beyond an ordinary one: an EM's sampler is calibrated once more in it.
+
+    Args:
+        costs: of each training, from its beginning to after each step.
+        cycle: steps of a lap.
     """
-    laps = [trace[k : k + cycle + 1] for trace in traces for k in range(0, len(trace) - 1, cycle)]
-    calls = _with_end([[spent for spent, _ in lap] for lap in laps])
-    seconds = _with_end([[since for _, since in lap] for lap in laps])
-    return [(int(c), s) for c, s in zip(calls, seconds, strict=True)]
-
-
-def _with_end(laps: Sequence[Sequence[float]]) -> list[float]:
-    """Of one cost, from before each lap's first step to after its last: see `_begun`."""
+    laps = [cost[k : k + cycle + 1] for cost in costs for k in range(0, len(cost) - 1, cycle)]
     steps = [[b - a for a, b in pairwise(lap)] for lap in laps]
     end = max(max(each[-1] - median(each), 0) for each in steps)
-    begun = [max(lap[r] - lap[0] for lap in laps) for r in range(len(laps[0]) - 1)]
+    begun = [max(lap[r] - lap[0] for lap in laps) for r in range(cycle)]
     return [0, *(cost + end for cost in begun[1:])]
 
 
