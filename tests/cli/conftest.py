@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import flowdiff
-from tests.runs.tiny import TINY
+from tests.runs.tiny import LARGER
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with 24 held-out images; tests copy it before they change it."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    flowdiff.run(method="flowdiff", out=out, settings={**TINY, "data.n": 24})
+    flowdiff.run(method="flowdiff", out=out, settings=LARGER)
     return out
 
 

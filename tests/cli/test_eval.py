@@ -19,7 +19,7 @@ from flowdiff.core.assembly import build_classifier
 from flowdiff.core.calibration import evaluate as evaluation
 from flowdiff.core.calibration import histogram as histograms
 from flowdiff.core.calibration import uniformity
-from tests.runs.tiny import TINY
+from tests.runs.tiny import LARGER
 
 Cli = Callable[..., tuple[int, str, str]]
 NoReport = Callable[[], AbstractContextManager[None]]
@@ -173,8 +173,7 @@ def test_methods_that_lack_a_part(
 ) -> None:
     """A control without posterior, and the untrained row itself: what does not apply is said."""
     own = ("train.", "data.", "eval.") + (("prior.",) if method == "oracle" else ())
-    settings = {key: value for key, value in TINY.items() if key.startswith(own)}
-    settings["data.n"] = 24
+    settings = {key: value for key, value in LARGER.items() if key.startswith(own)}
     with no_report():
         flowdiff.run(method=method, out=tmp_path / "run", settings=settings)
     code, out, errors = run_cli("eval", str(tmp_path / "run"), *SMALL)

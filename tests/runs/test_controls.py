@@ -11,7 +11,7 @@ import flowdiff
 from flowdiff.core import api, get_registry
 from flowdiff.core.loop import InterruptedRunError
 
-from .tiny import TINY
+from .tiny import LARGER
 
 
 def names(run: flowdiff.Run) -> list[str]:
@@ -31,7 +31,7 @@ def test_rows_join_the_summary_even_after_an_interruption(
 
     monkeypatch.setattr(api, "train", stopped)
     with pytest.raises(InterruptedRunError, match=f"control naive.*--resume {out}$"):
-        flowdiff.run(method="flowdiff", out=out, settings={**TINY, "data.n": 24}, controls=True)
+        flowdiff.run(method="flowdiff", out=out, settings=LARGER, controls=True)
     assert (out / "report.html").exists()
 
     monkeypatch.setattr(api, "train", original)
@@ -49,8 +49,7 @@ def test_rows_join_the_summary_even_after_an_interruption(
 
 @pytest.mark.parametrize("method", ["oracle", "naive", "gaussian_fit"])
 def test_each_control_is_a_method(method: str, tmp_path: Path) -> None:
-    settings = {k: v for k, v in TINY.items() if not k.startswith("posterior.")}
-    settings["data.n"] = 24
+    settings = {k: v for k, v in LARGER.items() if not k.startswith("posterior.")}
     if method == "gaussian_fit":
         settings = {k: v for k, v in settings.items() if not k.startswith("prior.")}
     run = flowdiff.run(out=tmp_path / "run", method=method, settings=settings)

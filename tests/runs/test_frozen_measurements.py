@@ -13,7 +13,7 @@ import flowdiff
 from flowdiff.core import Batch, Dataset, RunContext
 from flowdiff.plugins.methods.flowdiff import FlowDiff
 
-from .tiny import TINY
+from .tiny import LARGER
 
 
 @pytest.mark.parametrize("op", ["gaussian_noise", "random_mask+gaussian_noise"])
@@ -40,9 +40,7 @@ def test_every_epoch_sees_the_measurements_of_the_file(
 
     monkeypatch.setattr(FlowDiff, "step", spy)
     monkeypatch.setattr(Dataset, "split", split)
-    run = flowdiff.run(
-        method="flowdiff", out=tmp_path / "run", op=op, settings={**TINY, "data.n": 24}
-    )
+    run = flowdiff.run(method="flowdiff", out=tmp_path / "run", op=op, settings=LARGER)
     stored = load_file(run.folder.measurements_file)
     assert len(seen) == 12
     met = torch.zeros(24)
@@ -58,7 +56,7 @@ def test_every_epoch_sees_the_measurements_of_the_file(
 
 def test_noise_is_drawn_once_per_datum(tmp_path: Path) -> None:
     """Training and held-out measurements are of different images, with noise of their own."""
-    settings = {**TINY, "data.n": 24, "op.gaussian_noise.sigma": 0.5}
+    settings = {**LARGER, "op.gaussian_noise.sigma": 0.5}
     run = flowdiff.run(
         method="flowdiff", out=tmp_path / "run", op="gaussian_noise", settings=settings
     )

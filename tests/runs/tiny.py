@@ -32,6 +32,9 @@ TINY: Mapping[str, Any] = {
     "eval.sampler_steps": 4,
 }
 
+LARGER: Mapping[str, Any] = {**TINY, "data.n": 24}
+"""The same with as many measurements as its evaluation takes: three batches."""
+
 
 def arguments() -> list[str]:
     """The same as options of the command line."""
