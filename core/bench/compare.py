@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flowdiff.core.report.price import is_ratio
+
 from .figures import Column
 from .grid import Cell
 from .study import CellResult
@@ -150,10 +152,11 @@ def price_of_corruption(
         level: of the interval.
 
     Returns:
-        ``kind``, ``mean``, ``low`` and ``high``. A ``ratio`` of distances, their geometric mean
-        with Student's interval of the logarithms, where both are above what a second set of
-        clean images reaches by chance with every seed; elsewhere a ratio would be one to noise,
-        and it is the ``difference`` of the two. None with fewer than two seeds that both have.
+        ``kind``, ``mean``, ``low`` and ``high``. A ``ratio`` of distances, each counted from the
+        metric's ideal value: their geometric mean with Student's interval of the logarithms, where
+        both are above what a second set of clean images reaches by chance with every seed;
+        elsewhere a ratio would be one to noise, and it is the ``difference`` of the two. None with
+        fewer than two seeds that both have.
     """
     ours = {row.cell.seed: row for row in rows if column.key in row.figures}
     theirs = {row.cell.seed: row for row in oracle if column.key in row.figures}
@@ -161,16 +164,18 @@ def price_of_corruption(
     if len(seeds) < 2:
         return None
 
-    def above(row: Row) -> bool:
-        floor = max(0.0, row.floors.get(column.key, {"high": 0.0})["high"])
-        return row.figures[column.key]["low"] > floor
+    ideal = column.ideal or 0.0
 
-    if column.distance and all(above(ours[s]) and above(theirs[s]) for s in seeds):
-        logs = [
-            math.log(ours[s].figures[column.key]["value"])
-            - math.log(theirs[s].figures[column.key]["value"])
-            for s in seeds
-        ]
+    def far(row: Row) -> bool:
+        chance = row.floors[column.key]["high"] if column.key in row.floors else None
+        figure = row.figures[column.key]
+        return is_ratio(column.better, ideal, (figure["low"], figure["value"]), chance)
+
+    def distance(row: Row) -> float:
+        return math.log(row.figures[column.key]["value"] - ideal)
+
+    if all(far(ours[s]) and far(theirs[s]) for s in seeds):
+        logs = [distance(ours[s]) - distance(theirs[s]) for s in seeds]
         found = _student(logs, level)
         return {
             "kind": "ratio",

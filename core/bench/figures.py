@@ -41,9 +41,7 @@ class Column:
         what: its definition.
         group: which table it belongs to, of `GROUPS`.
         ideal: what two sets of clean images have in the limit, where it is a metric's: a value on
-            the other side of it is luck.
-        distance: whether it is a distance to clean images, 0 at best, so that ratios mean
-            something.
+            the other side of it is luck, and distances count from it.
     """
 
     key: str
@@ -52,7 +50,6 @@ class Column:
     what: str
     group: str
     ideal: float | None = None
-    distance: bool = False
 
     def rank(self, value: float) -> float:
         """How good a value is: the least is best."""
@@ -129,7 +126,6 @@ def columns_of(
             f"{whose}: {metric['formula']}",
             group,
             float(metric["ideal"]),
-            metric["better"] == "lower" and metric["ideal"] == 0,
         )
         for group, whose in sets
         for name, metric in definitions.items()

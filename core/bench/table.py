@@ -168,7 +168,7 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
-            "schema": 2,
+            "schema": 3,
             "budget": self.budget,
             "columns": [asdict(c) for c in self.columns],
             "references": self.references,

@@ -284,8 +284,8 @@ def test_a_difference_is_paired_by_seed_with_student_s_interval() -> None:
     assert paired_difference(rows({0: 1.0}), rows({0: 2.0}), "psnr") is None
 
 
-MMD = Column("prior.mmd", "MMD²", "lower", "", "prior", distance=True)
-C2ST = Column("prior.c2st", "C2ST", "lower", "", "prior")
+MMD = Column("prior.mmd", "MMD²", "lower", "", "prior", ideal=0.0)
+C2ST = Column("prior.c2st", "C2ST", "lower", "", "prior", ideal=0.5)
 DENSITY = Column("prior.density", "density", "higher", "", "prior")
 
 
@@ -310,8 +310,16 @@ def test_the_price_of_corruption_is_a_ratio_where_both_are_above_the_floor() -> 
     score = price_of_corruption(
         rows({0: 0.9, 1: 0.8}, "prior.c2st"), rows({0: 0.6, 1: 0.6}, "prior.c2st"), C2ST
     )
-    assert score is not None and score["kind"] == "difference"
-    assert score["mean"] == pytest.approx(0.25)
+    assert score is not None and score["kind"] == "ratio"  # of what is above a coin's .5
+    assert score["mean"] == pytest.approx(math.sqrt(4 * 3))
+    coin = price_of_corruption(
+        rows({0: 0.9, 1: 0.8}, "prior.c2st"), rows({0: 0.6, 1: 0.55}, "prior.c2st"), C2ST
+    )
+    assert coin is not None and coin["kind"] == "difference"  # .55's interval holds .5
+    more = price_of_corruption(
+        rows({0: 0.9, 1: 0.8}, DENSITY.key), rows({0: 0.6, 1: 0.6}, DENSITY.key), DENSITY
+    )
+    assert more is not None and more["kind"] == "difference"
     assert price_of_corruption(rows({0: 0.3}, "prior.mmd"), oracle, MMD) is None
 
 
@@ -388,7 +396,7 @@ def test_tables_compare_what_may_be_compared(tmp_path: Path) -> None:
     write_results(study)
     found = json.loads((study.path / "results.json").read_text())
     assert [c["key"] for c in found["columns"]] == ["prior.mmd", "prior.density", "prior.theirs"]
-    assert [c["distance"] for c in found["columns"]] == [True, False, False]
+    assert [c["ideal"] for c in found["columns"]] == [0, 1, 0.5]
     by_method = {m["method"]: m for m in found["methods"]}
     pairs = by_method["em_mmps"]["differences"]
     assert list(pairs) == found["references"] == ["gaussian_fit", "flowdiff"]
@@ -401,6 +409,8 @@ def test_tables_compare_what_may_be_compared(tmp_path: Path) -> None:
     price = by_method["em_mmps"]["price_of_corruption"]
     assert price["prior.mmd"]["kind"] == "ratio"
     assert price["prior.mmd"]["mean"] == pytest.approx(math.sqrt(2 * 0.21 / 0.11))
+    assert price["prior.theirs"]["kind"] == "ratio"
+    assert price["prior.theirs"]["mean"] == pytest.approx(math.sqrt(0.2 * 0.21 / 0.1 / 0.11))
     assert price["prior.density"] == pytest.approx(
         {"kind": "difference", "mean": 0.4, "low": 0.4, "high": 0.4, "seeds": 2}
     )
