@@ -19,8 +19,8 @@ class CallCounter:
     """Counts images that went through the prior's network and samples that the posterior drew.
 
     Args:
-        prior: its `Network` modules are counted, and flows inside it; a prior without any counts
-            nothing.
+        prior: its `Network` modules are counted, with what they `also_count`, and flows inside
+            it; a prior without any counts nothing.
         posterior: each pass of `rsample`, `sample`, `log_prob` or `loss` counts once per sample.
         counts: counts so far, for a resumed run.
         others: modules that a method trains besides; their networks count as the prior's.
@@ -41,6 +41,7 @@ class CallCounter:
         for module in found.values():
             if isinstance(module, Network):
                 module.register_forward_pre_hook(self._network)
+                module.counters.append(self._more)
             elif isinstance(module, AmortizedPosterior):
                 module.register_forward_pre_hook(self._flow)
         if posterior is not None:
@@ -56,6 +57,9 @@ class CallCounter:
 
     def _network(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.counts["prior_network"] += len(arguments[0])
+
+    def _more(self, images: int) -> None:
+        self.counts["prior_network"] += images
 
     def _flow(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         self.counts["prior_network"] += _passes(arguments)

@@ -282,7 +282,11 @@ class Method(Part, ABC):
     def negative_elbo(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
     ) -> Tensor | None:
-        """An upper bound on −log p(y) in nats per measurement, shape (B,); None if unknown."""
+        """An upper bound on −log p(y) in nats per measurement, shape (B,); None if unknown.
+
+        That of one posterior sample, −E_q[log p(y | x) + log p(x) − log q(x | y)], in the mean of
+        n: methods are compared by it, and an importance-weighted bound would be tighter with n.
+        """
         return None
 
 

@@ -8,6 +8,7 @@ bring theirs as ``package:Name``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class Network(Part, nn.Module, ABC):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.counters: list[Callable[[int], None]] = []
 
     @abstractmethod
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -49,6 +51,18 @@ class Network(Part, nn.Module, ABC):
         Returns:
             The output, with shape (B, out_channels, *spatial).
         """
+
+    def also_count(self, images: int) -> None:
+        """Has work counted as evaluations that is as dear and no forward pass.
+
+        Such as a vector-Jacobian product of a solver; the backward pass of a loss is no such work,
+        in any method.
+
+        Args:
+            images: how many evaluations it is worth.
+        """
+        for counter in self.counters:
+            counter(images)
 
 
 def zeroed(layer: Layer) -> Layer:

@@ -216,6 +216,8 @@ class Session:
             initial=initial,
         )
         assembly.method.setup(context)
+        for trainable in assembly.method.trainables.values():
+            trainable.module.eval()  # networks of the method's own: steps say when they train
         _check_taken(context.initial, config)
         session = cls(
             config, dataset, assembly, measurements, context, metrics, examples, watch=watch

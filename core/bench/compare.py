@@ -58,6 +58,13 @@ class Row:
         return int(self.summary["clean_images_used"]) if self.summary else 0
 
     @property
+    def prior(self) -> tuple[str, tuple[str, ...]]:
+        """Its name, empty where there is none, and the settings that the grid gives it."""
+        given = self.cell.settings.items()
+        own = tuple(sorted(f"{k}={v!r}" for k, v in given if k.startswith("prior.")))
+        return str(self.summary.get("prior") or ""), own
+
+    @property
     def command(self) -> str:
         """What to type for this run alone."""
         return self.cell.command(self.result.steps, self.result.threads)

@@ -6,8 +6,9 @@ other packages too, so their columns come from the summaries. The others are the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 __all__ = ["DIRECTIONS", "GROUPS", "Better", "Column", "columns_of", "figures_of", "floors_of"]
@@ -73,11 +74,15 @@ _FIXED = (
         "psnr",
         "PSNR",
         "higher",
-        "dB, of the posterior mean; of data without a value range its signal-to-noise ratio",
+        "dB, of the mean of {n} posterior samples; of data without a value range its "
+        "signal-to-noise ratio. Of exact samples that is {loss:.2f} dB below that of the exact "
+        "mean, which a method that gives the mean itself does not pay",
         "posterior",
     ),
-    Column("ssim", "SSIM", "higher", "of the posterior mean", "posterior"),
-    Column("lpips", "LPIPS", "lower", "perceptual distance of the posterior mean", "posterior"),
+    Column("ssim", "SSIM", "higher", "of the mean of {n} posterior samples", "posterior"),
+    Column(
+        "lpips", "LPIPS", "lower", "perceptual distance of the mean of {n} samples", "posterior"
+    ),
     Column("crps", "CRPS", "lower", "continuous ranked probability score of samples", "posterior"),
     Column(
         "exact_energy",
@@ -114,9 +119,15 @@ def columns_of(
     """
     definitions: dict[str, Mapping[str, Any]] = {}
     found: set[str] = set()
+    numbers: set[int] = set()
     for summary, figures in runs:
         definitions |= summary["metrics"]
         found |= figures.keys()
+        if summary.get("restoration"):
+            numbers.add(int(summary["restoration"]["n"]))
+    n = " or ".join(map(str, sorted(numbers)))
+    loss = 10 * math.log10(1 + 1 / min(numbers, default=1))
+    fixed = [replace(c, what=c.what.format(n=n, loss=loss)) for c in _FIXED]
     sets = (("prior", "samples of the prior"), ("posterior", "one sample for each measurement"))
     columns = [
         Column(
@@ -130,7 +141,7 @@ def columns_of(
         for group, whose in sets
         for name, metric in definitions.items()
     ]
-    known = [column for column in (*columns, *_FIXED) if column.key in found]
+    known = [column for column in (*columns, *fixed) if column.key in found]
     return [column for group in GROUPS for column in known if column.group == group]
 
 
@@ -167,8 +178,7 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     exact = summary.get("exact") or {}
     rows = (exact.get("prior") or {}).get("rows", {})
     if "prior" in rows and "truth" in rows:
-        entropy = float(rows["truth"]["value"])
-        yield "exact_nats", {k: v - entropy for k, v in _bounds(rows["prior"]).items()}
+        yield "exact_nats", _minus(_bounds(rows["prior"]), _bounds(rows["truth"]))
     distances = (exact.get("posterior") or {}).get("energy", {})
     if "posterior" in distances:
         yield "exact_energy", _bounds(distances["posterior"])
@@ -179,6 +189,14 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield "proximal_c2st", _bounds(space["proximal_c2st"]["prior"])
     if "negative_elbo" in space:
         yield "negative_elbo", _bounds(space["negative_elbo"])
+
+
+def _minus(ours: Figure, theirs: Figure) -> Figure:
+    """The difference of two means over samples that have nothing to do with each other."""
+    value = ours["value"] - theirs["value"]
+    down = math.hypot(ours["value"] - ours["low"], theirs["high"] - theirs["value"])
+    up = math.hypot(ours["high"] - ours["value"], theirs["value"] - theirs["low"])
+    return {"value": value, "low": value - down, "high": value + up}
 
 
 def _bounds(figure: Mapping[str, Any]) -> Figure:

@@ -96,22 +96,23 @@ class Table:
     def oracle(self, place: Place, rows: Sequence[Row]) -> list[Row]:
         """Rows that learned the same prior from all clean images of a place.
 
+        Empty where there are none, and where several oracles could be meant.
+
         Args:
             place: data and operator.
-            rows: of a method; its prior decides, by name.
+            rows: of a method; its prior decides, by name and settings.
         """
-        prior = next((row.summary["prior"] for row in rows if row.summary), None)
-        if prior is None:
-            return []
-        return [
+        prior = next((row.prior for row in rows if row.summary), ("", ()))
+        found = [
             row
             for row in self.rows
             if row.place == place
             and row.summary
             and saw_clean(row.summary)
             and not row.summary.get("clean_examples")
-            and row.summary["prior"] == prior
+            and row.prior == prior
         ]
+        return found if len({row.who for row in found}) == 1 else []
 
     def reference(self, place: Place, title: str, who: Who) -> list[Row]:
         """The rows that `who` is compared with: of that method, with its own parts where it can.

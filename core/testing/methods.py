@@ -278,6 +278,24 @@ def resumed(case: MethodCase) -> str:
 
 
 @LAWS.law(
+    "a run that is opened again serves what it served, bit by bit, before any further step",
+    "a network of the method's own that only a step takes out of training mode",
+)
+def reopened(case: MethodCase) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        case.session(folder)  # its measurements are read from a file by both, as above
+        ended = case.session(folder)
+        train(ended, 1)
+        again = case.session(folder, Checkpoint.load(ended.checkpoint({}).save(folder)))
+    what = sorted(ended.method.artifacts)
+    for each in what:
+        if not torch.equal(served(ended, each, generator(6)), served(again, each, generator(6))):
+            raise LawBroken(f"{each} of the run that was opened again differs")
+    return f"{' and '.join(what) or 'nothing'}, bit-equal"
+
+
+@LAWS.law(
     "what it declares to serve it serves: images of the right shape, from the generator alone",
     "artifacts names what the method does not implement",
 )

@@ -120,14 +120,15 @@ class AmbientDiffusion(Method):
     def denoise(self, x: Tensor, seen: Tensor, sigma: Tensor) -> Tensor:
         """D(seen ⊙ x, seen, σ), with shape (B, C, *spatial); σ of shape (B,).
 
-        EDM's preconditioning with the mean and the variance of the fitted Gaussian.
+        EDM's preconditioning with the mean and the variance of the fitted Gaussian, in each pixel:
+        of a hidden one nothing is known, as if σ were infinite there, and f gives all of it.
         """
         shown = torch.where(seen, x - self._mean, 0.0)
         square = expand(sigma, x) ** 2
         total = self._variance + square
         scaled = shown * total.rsqrt()
         f = self.network(torch.cat([scaled, seen.to(x.dtype)], 1), sigma.log())
-        spread = (self._variance * square / total).sqrt()
+        spread = torch.where(seen, self._variance * square / total, self._variance).sqrt()
         return self._mean + shown * (self._variance / total) + spread * f
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
@@ -161,10 +162,10 @@ class AmbientDiffusion(Method):
         shown = seen & ~self._hidden(y, generator)
         denoised = self.denoise(x, shown, sigma)
         expected = torch.where(shown, share * denoised + (1 - share) * x, denoised)
-        error = torch.where(seen, expected - y, 0.0).square().flatten(1).sum(1)
-        # EDM's: unit weight on what the network itself has to give.
-        weight = 1 / self._variance + 1 / sigma**2
-        return 0.5 * error * weight * width
+        # EDM's: unit weight on what the network itself has to give, in each pixel.
+        weight = 1 / self._variance + torch.where(shown, 1 / expand(sigma, y) ** 2, 0.0)
+        error = torch.where(seen, weight * (expected - y).square(), 0.0).flatten(1).sum(1)
+        return 0.5 * error * width
 
     def _hidden(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """1 − b: the pixels that are hidden besides, all channels of a pixel together."""

@@ -9,8 +9,10 @@ Laps k = 0, 1, … of
 
 The E-step is a solver's, and lap 0 starts at the posterior of the Gaussian that was fitted to the
 measurements, or of the prior that the run was given. The M-step goes on from the averaged weights
-that sampled, with a new optimizer and a new schedule. Whatever share of the variance the solver
-loses, it loses again in every lap: what is drawn must be a draw, see docs/samplers.md.
+that sampled, with a new optimizer and a new schedule; that of a last lap for which not all steps
+are left is as long as what is left, so that every run ends at a small rate. Whatever share of the
+variance the solver loses, it loses again in every lap: what is drawn must be a draw, see
+docs/samplers.md.
 
 Each datum is used as it was measured, once. Nothing is amortised, so a restored image costs the
 solver's evaluations.
@@ -81,11 +83,15 @@ class EMMMPS(WithSolver):
         self.solver = self.make_solver(self.config.solver, ctx)
         self._samples = torch.zeros(len(ctx.observations), *ctx.space.shape, device=ctx.device)
         self._figures = {"lap": 0.0, "chi2": 0.0, "nfe": 0.0}
-        self.trainables = {"prior": self._trainable(ctx)}
+        self._steps = ctx.total_steps
+        self.trainables = {"prior": self._trainable(ctx, 0)}
 
-    def _trainable(self, ctx: RunContext) -> Trainable:
+    def _trainable(self, ctx: RunContext, lap: int) -> Trainable:
         assert ctx.prior is not None
-        return Trainable(ctx.prior, self.config.optim_prior, self.config.lap_steps)
+        return Trainable(ctx.prior, self.config.optim_prior, self._updates_of(lap))
+
+    def _updates_of(self, lap: int) -> int:
+        return min(self.config.lap_steps, self._steps - lap * self.config.lap_steps)
 
     def step(self, batch: Batch, ctx: RunContext) -> dict[str, float]:
         """One update of the M-step, after the E-step where a lap begins.
@@ -98,7 +104,7 @@ class EMMMPS(WithSolver):
             if lap == 0 and ctx.has_prior:
                 self.calibrate_solver(ctx)
             self._sample_all(lap, ctx)
-            self._restart(ctx)
+            self._restart(lap, ctx)
         loss, norm = score_matching(ctx, self.trainables["prior"], lambda: self._recall(ctx))
         if done == self.config.lap_steps - 1 or ctx.step == ctx.total_steps - 1:
             # Here and not before sampling, so that a finished run restores with the last errors.
@@ -135,14 +141,14 @@ class EMMMPS(WithSolver):
         self._figures = {"lap": float(lap), "chi2": misfit / max(entries, 1), "nfe": float(nfe)}
 
     @torch.no_grad()
-    def _restart(self, ctx: RunContext) -> None:
+    def _restart(self, lap: int, ctx: RunContext) -> None:
         """A new optimizer and schedule, from the averaged weights that have sampled."""
         assert ctx.prior is not None
         average = self.trainables["prior"].average
         for name, parameter in ctx.prior.named_parameters():
             if name in average:
                 parameter.copy_(average[name])
-        self.trainables["prior"] = self._trainable(ctx)
+        self.trainables["prior"] = self._trainable(ctx, lap)
 
     def state(self) -> MethodState:
         """Adds the posterior samples, and the last lap's figures."""
@@ -155,6 +161,7 @@ class EMMMPS(WithSolver):
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device)
         self._figures = {name: float(state.json[name]) for name in self._figures}
+        self.trainables["prior"].total_steps = max(self._updates_of(int(self._figures["lap"])), 1)
 
     def restore(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator

@@ -51,6 +51,7 @@ from torch import Tensor
 from flowdiff.core import (
     BuildContext,
     DiffusionPrior,
+    Network,
     Observation,
     Prior,
     expand,
@@ -186,11 +187,14 @@ class MMPS(CalibratedSolver):
         self, prior: DiffusionPrior, information: Information, x: Tensor, sigma: float
     ) -> Tensor:
         """x̂ with V = σ² ∂D/∂x, for x of shape (N, C, *spatial)."""
+        networks = [module for module in prior.modules() if isinstance(module, Network)]
         with torch.enable_grad(), frozen(prior):
             point = x.detach().requires_grad_(True)
             denoised = prior("denoise", point, x.new_full((len(x),), sigma))
 
             def spread(u: Tensor) -> Tensor:
+                for network in networks:
+                    network.also_count(len(u))
                 # V is symmetric for the exact D, so a row product is a column product.
                 (slope,) = torch.autograd.grad(denoised, point, u, retain_graph=True)
                 return sigma**2 * slope

@@ -375,6 +375,42 @@ MISTAKES = (
         "tests/science/test_few_clean.py::test_ambient_diffusion_sees_all_of_a_clean_image",
     ),
     Mistake(
+        "a hidden pixel weighs as much as a shown one",
+        "plugins/methods/ambient_diffusion.py",
+        "torch.where(shown, 1 / expand(sigma, y) ** 2, 0.0)",
+        "1 / expand(sigma, y) ** 2",
+        "tests/science/test_baselines.py::"
+        "test_ambient_diffusion_asks_unit_variance_of_the_network_in_every_pixel",
+    ),
+    Mistake(
+        "a method's own network is opened in training mode",
+        "core/session.py",
+        "trainable.module.eval()",
+        "pass",
+        "tests/contracts/test_bundled.py::test_component_keeps_its_laws[method-ambient_diffusion]",
+    ),
+    Mistake(
+        "products with the Jacobian are not counted",
+        "plugins/solvers/mmps.py",
+        "network.also_count(len(u))",
+        "pass",
+        "tests/science/test_mmps.py::test_products_with_the_jacobian_are_counted",
+    ),
+    Mistake(
+        "a lap that is cut short ends at a high rate",
+        "plugins/methods/em_mmps.py",
+        "return min(self.config.lap_steps, self._steps - lap * self.config.lap_steps)",
+        "return self.config.lap_steps",
+        "tests/science/test_mmps.py::test_every_run_of_em_ends_at_its_smallest_rate",
+    ),
+    Mistake(
+        "a price is taken beside any oracle",
+        "core/bench/table.py",
+        "            and row.prior == prior\n",
+        "            and row.prior[0] == prior[0]\n",
+        "tests/runs/test_bench.py::test_a_price_is_that_beside_the_oracle_of_the_same_settings",
+    ),
+    Mistake(
         "the marks of differences are reversed",
         "core/bench/compare.py",
         'if (pair["mean"] > 0) != (column.better == "higher"):',

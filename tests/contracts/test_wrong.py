@@ -77,6 +77,7 @@ WRONG: list[tuple[str, type[Any], str, str]] = [
     ("solver", wrong.NeedsGradient, "samples", "does not require grad"),
     ("solver", wrong.BatchNorm, "rows-apart", "the other measurements"),
     ("method", wrong.NoState, "resumed", "from one that was never stopped"),
+    ("method", wrong.AwakeAtFirst, "reopened", "restore of the run that was opened again differs"),
     ("method", wrong.NotFinite, "steps", "loss is nan"),
     ("method", wrong.LooksAway, "few-clean", "of other clean images it learns the same"),
     ("method", wrong.BelowTheTruth, "bound", "nats below the true −log p(y)"),

@@ -764,6 +764,21 @@ class NoState(SampledEM):
     keeps = False
 
 
+class AwakeAtFirst(SampledEM):
+    """A layer of its own drops entries until a step has put it into evaluation mode."""
+
+    def setup(self, ctx: Any) -> None:
+        super().setup(ctx)
+        self.layer = torch.nn.Dropout(0.5)
+
+    def step(self, batch: Any, ctx: Any) -> dict[str, float]:
+        self.layer.eval()
+        return super().step(batch, ctx)
+
+    def restore(self, observation: Any, n: int, ctx: Any, generator: Any) -> Tensor:
+        return self.layer(super().restore(observation, n, ctx, generator))
+
+
 class NotFinite(SampledEM):
     """A figure that is no number."""
 

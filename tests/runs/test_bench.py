@@ -23,7 +23,7 @@ from flowdiff.core import UserError, get_registry
 from flowdiff.core.bench import Budget, Grid, Study, read_grid
 from flowdiff.core.bench.budget import Pilot, _train, steps_within
 from flowdiff.core.bench.compare import Row, paired_difference, price_of_corruption, verdict
-from flowdiff.core.bench.figures import Column
+from flowdiff.core.bench.figures import Column, columns_of, figures_of
 from flowdiff.core.bench.grid import Cell, grid_of
 from flowdiff.core.bench.output import write_results
 from flowdiff.core.bench.study import CellResult
@@ -421,6 +421,47 @@ def test_tables_compare_what_may_be_compared(tmp_path: Path) -> None:
     page = (study.path / "report.html").read_text()
     assert "saw 50 clean images" in page and "Theirs" in page and "△" in page
     assert "of a package" in page
+
+
+def test_a_price_is_that_beside_the_oracle_of_the_same_settings(tmp_path: Path) -> None:
+    def of(name: str, size: int, label: str) -> dict[str, Any]:
+        return {"name": name, "label": label, "settings": {"prior.channels": size}}
+
+    content = SMALL | {"priors": [], "posteriors": []}
+    content["methods"] = [of("em_mmps", 8, "small"), of("em_mmps", 16, "large"), "em_mmps"]
+    content["methods"] += [of("oracle", 8, "small oracle"), of("oracle", 16, "large oracle")]
+    figures = {"small": 0.2, "large": 0.1, "em_mmps": 0.3, "small oracle": 0.1}
+    figures |= {"large oracle": 0.05, "again": 0.06}
+
+    def prices(folder: str) -> dict[str, Any]:
+        study = planted(tmp_path / folder, content, {k: {"mmd": v} for k, v in figures.items()})
+        write_results(study)
+        found = json.loads((study.path / "results.json").read_text())
+        return {m["method"]: m["price_of_corruption"] for m in found["methods"]}
+
+    once = prices("once")
+    assert once["small"]["prior.mmd"]["mean"] == pytest.approx(math.sqrt(2 * 0.21 / 0.11))
+    assert once["large"]["prior.mmd"]["mean"] == pytest.approx(math.sqrt(2 * 0.11 / 0.06))
+    assert once["em_mmps"] == {}  # as large as the default is, which no oracle here has
+    content["methods"].append(of("oracle", 16, "again"))
+    twice = prices("twice")
+    assert twice["small"] == once["small"] and twice["large"] == {}  # beside which of the two?
+
+
+def test_the_interval_of_a_difference_of_means_has_the_errors_of_both() -> None:
+    rows = {
+        "prior": {"value": 3.0, "low": 2.7, "high": 3.6},
+        "truth": {"value": 2.0, "low": 1.2, "high": 2.4},
+    }
+    summary = {"rows": [], "exact": {"prior": {"rows": rows}}, "measurement_space": {}}
+    found = figures_of(summary)["exact_nats"]
+    assert found == pytest.approx({"value": 1.0, "low": 1 - 0.5, "high": 1 + 1.0})
+
+
+def test_a_psnr_says_of_how_many_samples_it_is() -> None:
+    summary = {"metrics": {}, "restoration": {"n": 8}}
+    (column,) = columns_of([(summary, {"psnr": {"value": 20.0}})])
+    assert "the mean of 8 posterior samples" in column.what and "0.51 dB below" in column.what
 
 
 def test_what_all_are_compared_with_is_kept(

@@ -353,6 +353,39 @@ def test_ambient_diffusion_is_stationary_at_the_exact_conditional_mean(
     assert worst(slopes(loss, [amount])[:, seen.flatten()]) > 8
 
 
+@pytest.mark.parametrize(("answer", "error"), [(0.0, 1.0), (1.0, 2.0)])
+@pytest.mark.parametrize("sigma", [0.05, 2.0])
+def test_ambient_diffusion_asks_unit_variance_of_the_network_in_every_pixel(
+    answer: float, error: float, sigma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of independent pixels the fitted mean and variance are all there is: what is left is 1.
+
+    In shown pixels as in hidden ones, at every level; a network that says 1 instead adds 1.
+    """
+    import flowdiff.plugins.methods.ambient_diffusion as module
+
+    variance = 0.3
+    method = AmbientDiffusion(AmbientDiffusion.Config())
+    method._variance, method._mean = variance, torch.full(SPACE.shape, 0.2)
+
+    def network(shown: Tensor, level: Tensor) -> Tensor:
+        return torch.full_like(shown[:, :1], answer)
+
+    def levels(low: Tensor, high: float, generator: Any) -> tuple[Tensor, Tensor]:
+        return torch.full_like(low, sigma), torch.ones_like(low)
+
+    method.network = network  # type: ignore[assignment]
+    monkeypatch.setattr(module, "log_uniform", levels)
+    x = 0.2 + variance**0.5 * randn((DRAWS, *SPACE.shape), seed(1))
+    everything = torch.ones(x.shape, dtype=torch.bool)
+    for shown in (0, 1):
+        hidden = everything if not shown else ~everything
+        monkeypatch.setattr(method, "_hidden", lambda like, generator, h=hidden: h)
+        loss = method.loss(x, everything, torch.zeros(DRAWS), seed(3))
+        assert abs(z(loss - 0.5 * error * SPACE.dimension)) < 4
+        assert float(loss.mean()) == pytest.approx(0.5 * error * SPACE.dimension, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("method", "op", "words"),
     [

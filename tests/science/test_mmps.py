@@ -26,6 +26,7 @@ from flowdiff.core import (
 from flowdiff.core.assembly import build_operator
 from flowdiff.core.checkpoint import Checkpoint
 from flowdiff.core.config import Request, resolve, settings_of
+from flowdiff.core.counting import CallCounter
 from flowdiff.core.session import Session
 from flowdiff.plugins.solvers._information import Information
 from flowdiff.plugins.solvers.mmps import MMPS
@@ -372,17 +373,37 @@ def advance(session: Session, until: int) -> list[dict[str, float]]:
     return figures
 
 
-@pytest.mark.parametrize("step", [8, 10])
-def test_em_is_resumed_bit_equal(step: int, tmp_path: Path) -> None:
-    """From a checkpoint where a lap begins (step 8), and from one within a lap (step 10)."""
-    whole = em_session()
+@pytest.mark.parametrize(("step", "steps"), [(8, 12), (10, 12), (9, 10)])
+def test_em_is_resumed_bit_equal(step: int, steps: int, tmp_path: Path) -> None:
+    """Where a lap begins (step 8), within a lap (10), and within one that is cut short (9)."""
+    whole = em_session(**{"train.steps": steps})
     advance(whole, step)
     path = whole.checkpoint({}).save(tmp_path)
-    resumed = em_session(Checkpoint.load(path))
-    assert advance(resumed, 12) == advance(whole, 12)
+    resumed = em_session(Checkpoint.load(path), **{"train.steps": steps})
+    assert advance(resumed, steps) == advance(whole, steps)
     ours, theirs = resumed.checkpoint({}), whole.checkpoint({})
     assert ours.method == theirs.method and ours.tensors.keys() == theirs.tensors.keys()
     assert all(torch.equal(value, theirs.tensors[key]) for key, value in ours.tensors.items())
+
+
+def test_every_run_of_em_ends_at_its_smallest_rate() -> None:
+    """With a last lap of 2 steps as with one of 4: the schedule is as long as the lap is."""
+    for steps, last in ((12, 4), (10, 2), (3, 3)):
+        session = em_session(**{"train.steps": steps, "method.final_lr": 0.1})
+        advance(session, steps)
+        prior = session.method.trainables["prior"]
+        assert prior.updates == last
+        assert prior.lr == pytest.approx(0.1 * prior.config.lr)
+
+
+def test_products_with_the_jacobian_are_counted() -> None:
+    session = em_session(**{"method.covariance": "jacobian", "method.cg_steps": 2})
+    ctx = session.context
+    counter = CallCounter(ctx.prior, None)
+    solver = session.method.solver  # type: ignore[attr-defined]
+    nfe = solver.sample(ctx.prior, ctx.observations[:5], 3, seeded())[1]
+    assert nfe == 3 * (1 + 2)
+    assert counter.counts["prior_network"] == 5 * 3 * nfe
 
 
 def test_em_counts_laps_and_never_measures_again(monkeypatch: pytest.MonkeyPatch) -> None:
