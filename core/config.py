@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .errors import PluginError, UserError, suggest
 from .part import Part, PartConfig
 from .registry import Registry
+from .yaml_text import YAMLError, parse_yaml
 
 __all__ = [
     "PRESETS",
@@ -198,8 +199,8 @@ def key_value(text: str, option: str, form: str = "KEY=VALUE") -> tuple[str, Any
     if not equals or not key.strip():
         raise UserError(f"{option} {text}: write it as {option} {form}")
     try:
-        return key.strip(), yaml.safe_load(raw)
-    except yaml.YAMLError as error:
+        return key.strip(), parse_yaml(raw)
+    except YAMLError as error:
         raise UserError(f"{option} {text}: the value is not valid YAML") from error
 
 
@@ -275,15 +276,16 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: missing, unreadable, not YAML, or of another schema.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no configuration file {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = "" if line is None else f", line {line + 1}"
-        raise UserError(f"{path}{where}: not valid YAML") from error
+        what = getattr(error, "problem", None) or "not valid YAML"
+        raise UserError(f"{path}{where}: {what}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping with keys such as prior, operator, data")
     _check_keys(content, path)

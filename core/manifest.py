@@ -32,7 +32,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from pydantic import (
@@ -46,6 +45,7 @@ from pydantic import (
 )
 
 from .errors import PluginError, suggest
+from .yaml_text import YAMLError, parse_yaml
 
 __all__ = [
     "API_VERSION",
@@ -83,8 +83,6 @@ Kind = Literal[
     "launcher",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class IncompatibleManifestError(PluginError):
@@ -271,9 +269,8 @@ def parse_manifest(text: str, where: str, distribution: str) -> Manifest:
     """
     about = f"manifest {where} of {distribution}"
     try:
-        # The same as safe_load, by libyaml: ten times as fast, and every command reads manifests.
-        data = yaml.load(text, Loader=_LOADER)  # noqa: S506  (it is a safe loader)
-    except yaml.YAMLError as error:
+        data = parse_yaml(text)
+    except YAMLError as error:
         raise PluginError(f"{about} is not valid YAML: {_one_line(str(error))}") from error
     if not isinstance(data, dict):
         raise PluginError(f"{about} is empty or not a mapping; it begins with 'schema: 1'")

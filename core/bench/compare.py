@@ -107,17 +107,22 @@ def paired_difference(
     """The mean difference of two methods over the seeds that both have, with its interval.
 
     Student's: exact for differences that are normally distributed. None with fewer than two seeds.
+    With how many seeds there are, and how many more there should be (`missing`).
     """
     left = {row.cell.seed: row.figures[key]["value"] for row in rows if key in row.figures}
     right = {row.cell.seed: row.figures[key]["value"] for row in others if key in row.figures}
     differences = [left[seed] - right[seed] for seed in left if seed in right]
     if len(differences) < 2:
         return None
-    return _student(differences, level)
+    missing = max(len(rows), len(others)) - len(differences)
+    return {**_student(differences, level), "missing": missing}
 
 
 def verdict(
-    column: Column, pair: Mapping[str, float] | None, rows: Sequence[Row]
+    column: Column,
+    pair: Mapping[str, float] | None,
+    rows: Sequence[Row],
+    others: Sequence[Row],
 ) -> Literal["better", "worse", "overshoots", ""]:
     """What a difference says.
 
@@ -125,16 +130,21 @@ def verdict(
         column: of what.
         pair: the difference and its interval; None where there is none.
         rows: of the method that something was taken from.
+        others: of the method that was taken from it.
 
     Returns:
         ``overshoots`` where more would be better, but there is more than clean images themselves
         have: density grows without limit as samples huddle together. Nothing where the interval
-        holds 0, or no direction is better.
+        holds 0, no direction is better, less is less than such a surplus, or both are on the other
+        side of the ideal, which is luck.
     """
     if pair is None or column.better in ("one", "zero") or pair["low"] <= 0 <= pair["high"]:
         return ""
+    means = [found["mean"] for each in (rows, others) if (found := over_seeds(each, column.key))]
+    if column.better == "lower" and column.ideal is not None and max(means) <= column.ideal:
+        return ""
     if (pair["mean"] > 0) != (column.better == "higher"):
-        return "worse"
+        return "" if beyond_clean(column, others) else "worse"
     return "overshoots" if beyond_clean(column, rows) else "better"
 
 
@@ -188,6 +198,7 @@ def price_of_corruption(
             "kind": "ratio",
             **{name: math.exp(found[name]) for name in ("mean", "low", "high")},
             "seeds": found["seeds"],
+            "missing": max(len(rows), len(oracle)) - len(seeds),
         }
     pair = paired_difference(rows, oracle, column.key, level)
     return None if pair is None else {"kind": "difference", **pair}

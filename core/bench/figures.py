@@ -96,8 +96,10 @@ _FIXED = (
         "proximal_c2st",
         "proximal C2ST",
         "lower",
-        "AUC of a classifier: new measurements of prior samples, or held-out y",
+        "AUC of a classifier: new measurements of prior samples, or held-out y; below a coin's .5 "
+        "is luck",
         "measurements",
+        0.5,
     ),
     Column(
         "negative_elbo",

@@ -17,16 +17,41 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from flowdiff.core.errors import PluginError, UserError, suggest
 from flowdiff.core.registry import Registry
+from flowdiff.core.yaml_text import YAMLError, parse_yaml
 
 __all__ = ["Budget", "Cell", "Entry", "Grid", "read_grid"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _as_settings(value: object) -> object:
+    """Refuses what `--set` could not say; pydantic puts the place before the message."""
+    for key, each in value.items() if isinstance(value, dict) else ():
+        words = str(key).split(".")
+        if len(words) < (3 if words[0] == "op" else 2):
+            while isinstance(each, dict) and each:
+                word, each = next(iter(each.items()))
+                words.append(str(word))
+            whole = ".".join(words if len(words) > 1 else [*words, "KEY"])
+            raise ValueError(f"{key}: write each setting as one word, such as '{whole}: VALUE'")
+    return value
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True)]
+Settings = Annotated[dict[str, Any], BeforeValidator(_as_settings)]
 
 
 class Entry(_Strict):
@@ -38,9 +63,9 @@ class Entry(_Strict):
         settings: that go with it, as ``--set`` writes them.
     """
 
-    name: str = Field(min_length=1)
-    label: str = ""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    name: Annotated[Text, Field(min_length=1)]
+    label: Text = ""
+    settings: Settings = Field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -55,8 +80,22 @@ def _as_entry(value: object) -> object:
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Choice = Annotated[Entry, BeforeValidator(_as_entry)]
 
-_SHARED = ("op", "data")
-"""Scopes of settings that decide the measurements."""
+_SHARED = {
+    "op": "give it measurements of its own",
+    "data": "give it measurements of its own",
+    "eval": "have it judged in another way than the others",
+}
+"""Scopes of settings that all methods share, and what one of its own would do."""
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
+NoTruth = BeforeValidator(_no_truth)
+"""True is no 1."""
 
 BudgetKind = Literal["steps", "seconds", "network_calls"]
 
@@ -70,9 +109,11 @@ class Budget(_Strict):
         network_calls: images through the prior's network and samples through the posterior.
     """
 
-    steps: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    network_calls: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    steps: Annotated[int | None, NoTruth] = Field(default=None, ge=1)
+    seconds: Annotated[float | None, NoTruth] = Field(default=None, gt=0, allow_inf_nan=False)
+    network_calls: Annotated[float | None, NoTruth] = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )
 
     @property
     def kind(self) -> BudgetKind | None:
@@ -117,7 +158,7 @@ class Grid(_Strict):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     budget: Budget = Budget()
     preset: Literal["quick", "standard", "large"] = "standard"
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: Settings = Field(default_factory=dict)
 
     def cells(self, registry: Registry) -> Iterator[Cell]:
         """Every combination; an axis that a method does not use makes no further ones.
@@ -170,12 +211,26 @@ class Grid(_Strict):
             for entry in getattr(self, axis):
                 wrong = next((k for k in entry.settings if k.partition(".")[0] in _SHARED), None)
                 if wrong is not None:
+                    scope = wrong.partition(".")[0]
                     raise UserError(
-                        f"{axis}: {entry.title}: {wrong} would give it measurements of its own; "
+                        f"{axis}: {entry.title}: {wrong} would {_SHARED[scope]}; "
                         "set it for an operator, for data, or for the whole grid"
                     )
+        self._check_steps()
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError("seeds: one of them is there twice")
+
+    def _check_steps(self) -> None:
+        """Refuses a number of steps beside a budget, which gives one."""
+        if self.budget.kind is None:
+            return
+        entries = (*self.data, *self.operators, *self.methods, *self.priors, *self.posteriors)
+        for settings in (self.settings, *(entry.settings for entry in entries)):
+            if "train.steps" in settings:
+                raise UserError(
+                    f"train.steps={settings['train.steps']}: the budget ({self.budget}) says how "
+                    "many steps a run has; leave one of the two out"
+                )
 
     def to_yaml(self) -> str:
         """The content of grid.yaml."""
@@ -277,10 +332,10 @@ def read_grid(path: Path) -> Grid:
         UserError: it cannot be read, or says something that a grid cannot.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return grid_of(content, str(path))
 
@@ -293,16 +348,17 @@ def grid_of(content: object, where: str) -> Grid:
     """
     if not isinstance(content, dict):
         raise UserError(f"{where}: a grid is a mapping with methods, operators and so on")
-    budget = content.get("budget")
-    if isinstance(budget, dict) and len(budget) != 1:
-        raise UserError(f"{where}: budget takes one of steps, seconds and network_calls")
+    if "budget" in content:
+        _check_budget(content["budget"], where)
     try:
         return Grid.model_validate(content)
     except ValidationError as error:
         first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
         field_ = ".".join(str(part) for part in first["loc"])
-        message = first["msg"][0].lower() + first["msg"][1:]
-        if first["type"] == "extra_forbidden":
+        message = _MESSAGES.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
+        if first["type"] == "value_error":
+            message = str(first["ctx"]["error"])
+        elif first["type"] == "extra_forbidden":
             fields = Grid.model_fields if len(first["loc"]) == 1 else Entry.model_fields
             if first["loc"][0] == "budget":
                 fields = Budget.model_fields
@@ -310,6 +366,26 @@ def grid_of(content: object, where: str) -> Grid:
         elif first["type"] == "missing":
             message = "it is missing"
         raise UserError(f"{where}: {field_}: {message}") from error
+
+
+_MESSAGES = {
+    "tuple_type": "write a list, such as [a, b]",
+    "too_short": "name one or more",
+    "string_too_short": "it is empty",
+    "model_type": "write a name, or a mapping with name, label and settings",
+    "dict_type": "write a mapping, such as {prior.channels: 32}",
+}
+"""Of pydantic's errors those that do not speak to people."""
+
+
+def _check_budget(budget: object, where: str) -> None:
+    kinds = ("steps", "seconds", "network_calls")
+    if not isinstance(budget, dict):
+        raise UserError(f"{where}: budget: write it as {{KIND: AMOUNT}}, such as {{steps: 500}}")
+    if len(budget) != 1:
+        raise UserError(f"{where}: budget takes one of {', '.join(kinds)}, and nothing else")
+    if None in budget.values():
+        raise UserError(f"{where}: budget: it names {next(iter(budget))} and no amount")
 
 
 def _check_own(method: Entry, unused: set[str]) -> None:

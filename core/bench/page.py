@@ -17,7 +17,19 @@ from flowdiff.core.space import ImageSpace
 from .chart import Unit, against_compute
 from .compare import Row, beyond_clean, has, over_seeds, spent
 from .figures import DIRECTIONS, GROUPS, Column
-from .table import MARKS, Place, Table, Who, digits, full_title, name_of, priced, spread
+from .table import (
+    MARKS,
+    Place,
+    Table,
+    Who,
+    digits,
+    full_title,
+    name_of,
+    priced,
+    seeds_of,
+    spread,
+    worded,
+)
 
 if TYPE_CHECKING:
     from .study import Study
@@ -37,7 +49,7 @@ class _Line:
 
     Attributes:
         name: method, prior and posterior.
-        seeds: how many finished, of how many.
+        seeds: how many finished, and which where not all have.
         figures: shown, by column.
         best: columns in which no other method without clean images is better.
         spent: seconds and network evaluations, means.
@@ -68,6 +80,7 @@ def render(study: Study, table: Table) -> str:
             (r.cell.title, r.command) for r in table.rows if r.result.status == "finished"
         ],
         "command": f"flowdiff bench {study.path / 'grid.yaml'} --out FOLDER{_threads(table)}",
+        "made_by": [(made["cells"], worded(made)) for made in table.made_by],
         "marks": MARKS,
         "directions": DIRECTIONS,
         "css": Markup(style()),  # noqa: S704  (our own file)
@@ -126,7 +139,7 @@ def _line(
     cost = spent(ended)
     return _Line(
         name_of(who, []),
-        f"{len(ended)} of {len(rows)}",
+        seeds_of(rows),
         figures,
         leads,
         f"{cost['seconds']:,.0f} s, {cost['network_calls']:,.0f}",

@@ -1,7 +1,7 @@
 """The folder of a benchmark: its grid, its cells, and what came of each.
 
     grid.yaml               what was asked for
-    against.json            what all are compared with, where it was asked for
+    options.json            threads of each run, and what all are compared with, where asked for
     cells/ID/cell.json      one combination
     cells/ID/run/           its run folder
     cells/ID/result.json    how it ended; absent while it has not
@@ -106,15 +106,43 @@ class Study:
     @property
     def against(self) -> list[str] | None:
         """Titles of the methods that all are compared with; None where nobody said."""
-        try:
-            content = json.loads((self.path / "against.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return [str(title) for title in content]
+        found = self._options().get("against")
+        return None if found is None else [str(title) for title in found]
 
     def compare_with(self, against: Sequence[str]) -> None:
         """Says what all are compared with, from now on."""
-        write_json(self.path / "against.json", list(against))
+        write_json(self.path / "options.json", {**self._options(), "against": list(against)})
+
+    def threads(self, asked: int | None) -> int:
+        """CPU threads of each run: those that its first runs were given, whose digits they decide.
+
+        Args:
+            asked: what the command was told; None for nothing.
+
+        Raises:
+            UserError: the runs that are there have another number.
+        """
+        options = self._options()
+        kept = options.get("threads")
+        if kept is None:
+            ended = (self.result(cell) for cell in self.cells)
+            kept = next((r.threads for r in ended if r.status == "finished"), asked or 1)
+            write_json(self.path / "options.json", {**options, "threads": kept})
+        if asked not in (None, kept):
+            raise UserError(
+                f"--threads {asked}: the runs of {self.path} have {kept}, on which their last "
+                "digits depend; leave it out, or choose another --out"
+            )
+        return int(kept)
+
+    def _options(self) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(
+                (self.path / "options.json").read_text(encoding="utf-8")
+            )
+        except (OSError, ValueError):
+            return {}
+        return content
 
     def folder(self, cell: Cell) -> Path:
         """The folder of a cell."""
@@ -137,6 +165,17 @@ class Study:
         if self.result(cell).status != "finished":
             return None
         content: dict[str, Any] = json.loads(self._summary(cell).read_text(encoding="utf-8"))
+        return content
+
+    def environment(self, cell: Cell) -> dict[str, Any] | None:
+        """The environment.json of a cell's run; None where it has not finished, or is gone."""
+        if self.result(cell).status != "finished":
+            return None
+        file = self.folder(cell) / "run" / "environment.json"
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
         return content
 
     def _summary(self, cell: Cell) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -44,8 +45,10 @@ __all__ = [
     "name_of",
     "priced",
     "references_of",
+    "seeds_of",
     "shown",
     "spread",
+    "worded",
 ]
 
 REFERENCES = ("gaussian_fit", "flowdiff")
@@ -55,7 +58,7 @@ SHORT = ("prior.c2st", "prior.density", "prior.coverage", "posterior.c2st", "psn
 
 MARKS = {"better": "▲ ", "worse": "▼ ", "overshoots": "△ ", "": ""}
 """Before a difference whose interval does not hold 0."""
-LEGEND = "▲ better, ▼ worse, △ beyond what clean images have"
+LEGEND = "▲ better, ▼ worse, △ beyond what clean images have, and no ▼ beside what is"
 
 Place = tuple[str, str]
 Who = tuple[str, str, str]
@@ -75,6 +78,7 @@ class Table:
         self.budget = str(study.grid.budget)
         self.columns = columns_of((row.summary, row.figures) for row in self.rows if row.summary)
         self.references = references_of(study.grid, study.against)
+        self.made_by = _made_by(study)
 
     def places(self) -> list[Place]:
         """Every data set and operator."""
@@ -131,7 +135,7 @@ class Table:
         """A method minus a reference: by column `paired_difference` and its `verdict`."""
         others = self.reference(place, title, who)
         return {
-            c.key: {**pair, "verdict": verdict(c, pair, rows)}
+            c.key: {**pair, "verdict": verdict(c, pair, rows, others)}
             for c in self.columns
             if (pair := paired_difference(rows, others, c.key)) is not None
         }
@@ -171,6 +175,7 @@ class Table:
         return {
             "schema": 3,
             "budget": self.budget,
+            "made_by": self.made_by,
             "columns": [asdict(c) for c in self.columns],
             "references": self.references,
             "cells": [_cell_json(row) for row in self.rows],
@@ -230,6 +235,7 @@ class Table:
     def to_markdown(self) -> str:
         """Tables for each data set and operator, means over seeds with their range."""
         parts = [f"Budget of each run: {self.budget}.\n"]
+        parts += [f"{made['cells']} runs by {worded(made)}.\n" for made in self.made_by]
         for place in self.places():
             parts.append(f"## {place[0]}, {place[1]}\n")
             for group, heading in GROUPS.items():
@@ -268,7 +274,7 @@ class Table:
             if any(has(rows, c.key) for c in columns):
                 cells = [f"{mean:,.0f}" for mean in spent(ended).values()]
                 cells += [shown(over_seeds(rows, c.key)) for c in columns]
-                lines.append(markdown_line([name_of(who, ended), str(len(ended)), *cells]))
+                lines.append(markdown_line([name_of(who, ended), seeds_of(rows), *cells]))
         return "\n".join(lines) + "\n"
 
     def short(self) -> tuple[list[str], list[list[str]]]:
@@ -323,6 +329,14 @@ def name_of(who: Who, rows: Sequence[Row]) -> str:
     """Method, prior and posterior, and how many clean images were seen in training, if any."""
     seen = _clean_images(rows)
     return " ".join(word for word in who if word) + (f" ({seen:,} clean images)" if seen else "")
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """How many seeds have finished; which ones, where others have not."""
+    ended = [row.cell.seed for row in rows if row.figures]
+    if len(ended) == len(rows):
+        return str(len(ended))
+    return f"{len(ended)} of {len(rows)}" + (f": {', '.join(map(str, ended))}" if ended else "")
 
 
 def _own(name: str) -> str:
@@ -382,7 +396,8 @@ def spread(pair: Mapping[str, float] | None) -> str:
     """A difference and its interval in few characters."""
     if pair is None:
         return ""
-    return f"{digits(pair['mean'])} ({digits(pair['low'])}…{digits(pair['high'])})"
+    few = f", {pair['seeds']:.0f} seeds" if pair["missing"] else ""
+    return f"{digits(pair['mean'])} ({digits(pair['low'])}…{digits(pair['high'])}{few})"
 
 
 def digits(value: float) -> str:
@@ -392,6 +407,27 @@ def digits(value: float) -> str:
     if abs(value) >= 10:
         return f"{value:.2f}"
     return f"{value:.3g}"
+
+
+def _made_by(study: Study) -> list[dict[str, Any]]:
+    """Versions and machines of the finished runs, each with how many cells it made."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in study.cells:
+        content = study.environment(cell)
+        if content is not None:
+            kept = {
+                k: content[k] for k in ("versions", "plugins", "platform", "device", "threads")
+            }
+            found.setdefault(json.dumps(kept, sort_keys=True), {**kept, "cells": 0})["cells"] += 1
+    return list(found.values())
+
+
+def worded(made: Mapping[str, Any]) -> str:
+    """Versions and machine of some runs in a line."""
+    others = {k: v for k, v in made["plugins"].items() if k not in made["versions"]}
+    versions = ", ".join(f"{k} {v}" for k, v in {**made["versions"], **others}.items())
+    threads = f"{made['threads']} thread" + ("s" if made["threads"] != 1 else "")
+    return f"{versions}; {made['platform']}, {made['device']}, {threads} each"
 
 
 def _row(study: Study, cell: Cell) -> Row:

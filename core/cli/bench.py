@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from .table import print_table
 if TYPE_CHECKING:
     from flowdiff.core.bench import Cell, Grid, Study
     from flowdiff.core.launcher import Launcher
+    from flowdiff.core.registry import Registry
 
 __all__ = ["bench"]
 
@@ -30,10 +33,10 @@ def bench(
         list[str] | None, typer.Option(help="A method; may be repeated, as all of these.")
     ] = None,
     prior: Annotated[
-        list[str] | None, typer.Option(help="A prior [default: what suits each method].")
+        list[str] | None, typer.Option(help="A prior (default: what suits each method).")
     ] = None,
     posterior: Annotated[
-        list[str] | None, typer.Option(help="A posterior [default: what suits each method].")
+        list[str] | None, typer.Option(help="A posterior (default: what suits each method).")
     ] = None,
     op: Annotated[
         list[str] | None,
@@ -42,21 +45,25 @@ def bench(
             "the bundled noise, blur and mask."
         ),
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="A data set [default: digits].")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A data set (default: digits).")] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="N,N…", help="Seeds [default: 0; in the suite 0,1,2].")
+        str | None, typer.Option(metavar="N,N…", help="Seeds (default: 0; in the suite 0,1,2).")
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="KIND=AMOUNT",
-            help="What each run may spend: steps=N, seconds=N or network_calls=N [default: each "
-            "method's own number of steps].",
+            help="What each run may spend: steps=N, seconds=N or network_calls=N (default: each "
+            "method's own number of steps).",
         ),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SCOPE.KEY=VALUE", help="A setting of every run."),
+        typer.Option(
+            "--set",
+            metavar="SCOPE.KEY=VALUE",
+            help="A setting of every run; in the suite op.… is one of your operator alone.",
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Size of everything: quick, standard or large.")
@@ -71,12 +78,15 @@ def bench(
             "--launcher-set", metavar="KEY=VALUE", help="A setting of it, such as workers=4."
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads of each run (default: 1, or as it was begun)."),
+    ] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
             help="A method that all are compared with, seed by seed, from now on; may be repeated "
-            "[default: gaussian_fit and flowdiff, where they are there]."
+            "(default: gaussian_fit and flowdiff, where they are there)."
         ),
     ] = None,
     retry: Annotated[
@@ -84,6 +94,10 @@ def bench(
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, and those that are refused.")
+    ] = False,
+    table_only: Annotated[
+        bool,
+        typer.Option("--table-only", help="Write the tables of what has finished; run nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -94,6 +108,7 @@ def bench(
     """
     from flowdiff.core.bench import Study
     from flowdiff.core.bench.table import references_of
+    from flowdiff.core.errors import UserError
     from flowdiff.core.registry import get_registry
 
     options = {
@@ -104,8 +119,12 @@ def bench(
         "data": data,
     }
     asked = _grid(grid, options, seeds, budget, setting, preset)
+    if asked is None and out is not None:
+        raise UserError(f"--out cannot be given with {grid}, the folder that goes on")
     folder = out if out is not None else grid if asked is None else Path("bench") / _name(asked)
     assert folder is not None
+    if table_only and not (folder / "grid.yaml").is_file():
+        raise UserError(f"--table-only: {folder} is no benchmark yet")
     place = _launcher(launcher, launcher_setting or [])
     if asked is not None:
         references_of(asked, against)
@@ -117,6 +136,8 @@ def bench(
     if asked is not None and not (folder / "grid.yaml").is_file():
         # Before anything is written: what is misspelt leaves no folder behind.
         refused = _checked(list(asked.cells(registry)))
+        if _suite(options):
+            _check_own(op or [], asked, refused, registry)
     study = Study.open(folder, asked, registry)
     references_of(study.grid, against)
     if dry_run:
@@ -125,7 +146,8 @@ def bench(
     if against is not None:
         study.compare_with(against)
     with study.locked():
-        _run(study, place, threads, retry, refused)
+        if not table_only:
+            _run(study, place, study.threads(threads), retry, refused)
         _finish(study, as_json)
     if not any(study.result(cell).status == "finished" for cell in study.cells):
         raise typer.Exit(1)
@@ -170,12 +192,12 @@ def _grid(
             "standard suite (see 'flowdiff bench --help')"
         )
     content: dict[str, Any] = {name: value for name, value in options.items() if value}
-    if given == ["operators"]:
+    chosen = dict(map(parse_setting, settings or ()))
+    if _suite(options):
         own = list(content["operators"])
         theirs = [e for e in STANDARD["operators"] if e["name"] not in own]
-        # A bundled one that is asked for by name comes with the suite's settings.
-        named = {e["name"]: e for e in STANDARD["operators"]}
-        content = STANDARD | {"operators": [*(named.get(n, n) for n in own), *theirs]}
+        of_op = {key: chosen.pop(key) for key in list(chosen) if key.startswith("op.")}
+        content = STANDARD | {"operators": [*(_own_entry(n, own, of_op) for n in own), *theirs]}
     for name, flag in (("methods", "--method"), ("operators", "--op")):
         if name not in content:
             raise UserError(f"{flag}: name one or more; a grid needs methods and operators")
@@ -186,11 +208,53 @@ def _grid(
         if not equals:
             raise UserError(f"--budget {budget}: write it as KIND=AMOUNT, such as steps=500")
         content["budget"] = {kind: _amount(amount, budget)}
-    if settings:
-        content["settings"] = content.get("settings", {}) | dict(map(parse_setting, settings))
+    if chosen:
+        content["settings"] = chosen
     if preset is not None:
         content["preset"] = preset
     return grid_of(content, "the options")
+
+
+def _suite(options: dict[str, list[str] | None]) -> bool:
+    """Whether the standard suite is asked for: operators, and nothing else."""
+    return [name for name, value in options.items() if value] == ["operators"]
+
+
+def _own_entry(name: str, own: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """An operator of the user's in the suite, with the settings that name a part of it.
+
+    What names no part of any, such as the noise that a chain without one gets, is for all. One
+    of the suite's own that is asked for by name has its settings, where nothing else is said.
+    """
+    from flowdiff.core.bench.suite import STANDARD
+
+    def parts(chain: str) -> set[str]:
+        return {part.strip().rpartition(":")[2] for part in chain.split("+")}
+
+    def about(key: str) -> str:
+        return key.removeprefix("op.").rpartition(".")[0].rpartition(":")[2]
+
+    others = set().union(*map(parts, own)) - parts(name)
+    theirs: list[dict[str, Any]] = STANDARD["operators"]
+    suite = next((e["settings"] for e in theirs if e["name"] == name), {})
+    given = {k: v for k, v in settings.items() if about(k) not in others}
+    return {"name": name, "settings": {**suite, **given}}
+
+
+def _check_own(own: list[str], grid: Grid, refused: dict[str, str], registry: Registry) -> None:
+    """In the suite, an operator that fits no method is a mistake and no result.
+
+    Raises:
+        UserError: with the first reason.
+    """
+    from flowdiff.core.errors import UserError
+
+    for name in own:
+        cells = [cell for cell in grid.cells(registry) if cell.operator.name == name]
+        if all(refused[cell.id] for cell in cells):
+            reasons = [refused[cell.id] for cell in cells]
+            most = max(reasons, key=reasons.count)
+            raise UserError(f"--op {name}: no method can be run on it: {most}")
 
 
 def _numbers(text: str) -> list[int]:
@@ -296,6 +360,7 @@ def _run(
     import time
 
     from flowdiff.core.bench import CellResult
+    from flowdiff.core.bench.output import write_results
 
     again: tuple[Any, ...] = ("failed", "refused") if retry else ()
     waiting = study.waiting(again)
@@ -324,7 +389,29 @@ def _run(
         why = f": {result.reason}" if result.reason else ""
         typer.echo(f"{done}/{total} {result.status} {cell.title}{why}{left}", err=True)
 
-    place.run(jobs, ended)
+    try:
+        with _sigterm_as_ctrl_c():
+            place.run(jobs, ended)
+    except KeyboardInterrupt:
+        # The tables of what there is; those of the whole come when it goes on.
+        write_results(study)
+        raise
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """A scheduler's signal stops the runs as Ctrl-C does, where signals may be handled at all."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _finish(study: Study, as_json: bool) -> None:

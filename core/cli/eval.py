@@ -18,7 +18,7 @@ def eval_command(
     ] = 99,
     images: Annotated[
         int | None,
-        typer.Option(help="Held-out images, at most [default: the run's eval.max_images]."),
+        typer.Option(help="Held-out images, at most (default: the run's eval.max_images)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal figures.")] = 0,
     as_json: Annotated[

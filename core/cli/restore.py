@@ -35,7 +35,7 @@ def restore(
     samples: Annotated[int, typer.Option(help="How many of them are written.")] = 0,
     quantile: Annotated[
         list[float] | None,
-        typer.Option(help="Quantile of each pixel to write [default: 0.05 and 0.95]."),
+        typer.Option(help="Quantile of each pixel to write (default: 0.05 and 0.95)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
     solver: Annotated[
@@ -63,7 +63,7 @@ def restore(
         typer.Option(
             "--set",
             metavar="SCOPE.KEY=VALUE",
-            help="How the files are read, such as data.range=[0,4095] [default: as the run's], "
+            help="How the files are read, such as data.range=[0,4095] (default: as the run's), "
             "settings of the solver, such as solver.moves=8, and of --op.",
         ),
     ] = None,

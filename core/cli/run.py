@@ -67,7 +67,7 @@ def run(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder, new or empty [default: below runs/].")
+        Path | None, typer.Option(help="Run folder, new or empty (default: below runs/).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Root of every random stream.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or auto.")] = None,

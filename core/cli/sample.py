@@ -15,13 +15,13 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal images.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampler steps [default: the prior's own].")
+        int | None, typer.Option(min=1, help="Sampler steps (default: the prior's own).")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="File: .npz (array x of shape (n, C, H, W), in the data's own units), "
-            ".safetensors, or a .png contact sheet [default: RUN/samples/seed-SEED.npz]."
+            ".safetensors, or a .png contact sheet (default: RUN/samples/seed-SEED.npz)."
         ),
     ] = None,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_help(run_cli: Any, arguments: list[str]) -> None:
     code, out, err = run_cli(*arguments)
     assert (code, err) == (0, "")
     assert "Usage:" in out
+
+
+def test_no_word_of_a_help_is_taken_for_markup() -> None:
+    """Rich reads [default: …] as a tag, and shows nothing of it."""
+    from typer.main import get_command
+
+    from flowdiff.core.cli.app import app
+
+    commands = [get_command(app)]
+    seen = 0
+    for command in commands:
+        commands.extend(getattr(command, "commands", {}).values())
+        for option in command.params:
+            text = getattr(option, "help", None) or ""
+            seen += bool(text)
+            assert not re.search(r"(?<!\\)\[[a-z#/@]", text), f"{command.name}: {text}"
+    assert seen > 50
 
 
 def test_version(run_cli: Any) -> None:

@@ -111,6 +111,33 @@ def test_a_grid_is_planned_without_torch(tmp_path: Path) -> None:
         ({"budget": {"steps": 1, "seconds": 2}}, "budget takes one of steps, seconds"),
         ({"budget": {"step": 1}}, "did you mean 'steps'?"),
         ({"budget": {"steps": 0}}, "budget.steps"),
+        ({"budget": {"steps": None}}, "budget: it names steps and no amount"),
+        ({"budget": {"network_calls": True}}, "budget.network_calls: give a number"),
+        ({"budget": [5]}, "budget: write it as {KIND: AMOUNT}"),
+        ({"budget": None}, "budget: write it as {KIND: AMOUNT}"),
+        ({"methods": "flowdiff"}, "methods: write a list, such as [a, b]"),
+        ({"methods": []}, "methods: name one or more"),
+        ({"methods": ["flowdiff", None]}, "methods.1: write a name, or a mapping with name"),
+        ({"methods": [" "]}, "methods.0.name: it is empty"),
+        ({"settings": [1]}, "settings: write a mapping"),
+        (
+            {"settings": {"op.gaussian_noise": {"sigma": 0.5}}},
+            "write each setting as one word, such as 'op.gaussian_noise.sigma: VALUE'",
+        ),
+        ({"settings": {"op": {"gaussian_noise": {"sigma": 0.5}}}}, "'op.gaussian_noise.sigma: "),
+        ({"settings": {"prior": 3}}, "such as 'prior.KEY: VALUE'"),
+        (
+            {"settings": {"train.steps": 10}},
+            "train.steps=10: the budget (4,000 network calls) says",
+        ),
+        (
+            {"methods": [{"name": "flowdiff", "settings": {"train.steps": 10}}]},
+            "leave one of the two out",
+        ),
+        (
+            {"methods": [{"name": "flowdiff", "settings": {"eval.n_posterior": 8}}]},
+            "flowdiff: eval.n_posterior would have it judged in another way than the others",
+        ),
         ({"budget": {"network_calls": float("inf")}}, "budget.network_calls"),
         ({"seeds": [True]}, "seeds.0"),
         (
@@ -144,6 +171,8 @@ def test_a_wrong_grid_is_one_line(changes: dict[str, Any], words: str) -> None:
             "did you mean 'workers'?",
         ),
         (["--method", "flowdiff", "--op", "identity", "--set", "train.stps=2"], "'steps'?"),
+        (["--op", "identity", "--table-only"], "is no benchmark yet"),
+        ([".", "--out", "b"], "--out cannot be given with ."),
     ],
 )
 def test_bad_input(
@@ -225,6 +254,98 @@ def test_a_budget_holds_for_a_method_with_a_rhythm(
     assert Pilot.of(config, get_registry(), file) == pilot  # as it was written
 
 
+def suite_of(run_cli: Callable[..., tuple[int, str, str]], *words: str) -> dict[str, Any]:
+    """Settings of the operators, by operator, as the plan of the standard suite has them."""
+    code, out, errors = run_cli("bench", *words, "--seeds", "0", "--dry-run", "--json")
+    assert code == 0, errors
+    plan = json.loads(out)
+    assert len(plan) == 10 * len({cell["operator"]["name"] for cell in plan})
+    return {cell["operator"]["name"]: cell["operator"]["settings"] for cell in plan}
+
+
+def test_in_the_suite_settings_of_the_operator_are_for_ours_alone(
+    run_cli: Callable[..., tuple[int, str, str]],
+) -> None:
+    level, noise = "op.saturation.level=0.5", "op.gaussian_noise.sigma=0.05"
+    found = suite_of(run_cli, "--op", "saturation", "--set", level, "--set", noise)
+    assert found["saturation"] == {"op.saturation.level": 0.5, "op.gaussian_noise.sigma": 0.05}
+    assert found["gaussian_noise"] == {"op.gaussian_noise.sigma": 0.5}
+    assert found["random_mask"] == {"op.random_mask.keep": 0.6, "op.gaussian_noise.sigma": 0.1}
+    # One of the suite's own keeps what is not said otherwise.
+    found = suite_of(run_cli, "--op", "gaussian_blur", "--set", "op.gaussian_blur.sigma=2.0")
+    own = {"op.gaussian_blur.sigma": 2.0, "op.gaussian_noise.sigma": 0.2}
+    assert found["gaussian_blur"] == own and len(found) == 3
+    # Of two, each has what names a part of it, and both what names a part of none.
+    two = ("--op", "saturation", "--op", "gaussian_blur", "--set", level, "--set", noise)
+    found = suite_of(run_cli, *two)
+    assert found["saturation"] == {"op.saturation.level": 0.5, "op.gaussian_noise.sigma": 0.05}
+    own = {"op.gaussian_blur.sigma": 0.8, "op.gaussian_noise.sigma": 0.05}
+    assert found["gaussian_blur"] == own
+
+
+def test_a_key_that_is_there_twice_is_a_mistake(tmp_path: Path) -> None:
+    text = "methods: [naive]\noperators: [identity]\nmethods: [oracle]\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(UserError, match="the key 'methods' is there twice"):
+        read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_date_in_a_grid_is_a_word(tmp_path: Path) -> None:
+    text = "methods: [naive]\noperators: [identity]\nsettings: {data.path: 2026-11-28}\n"
+    (tmp_path / "grid.yaml").write_text(text)
+    assert read_grid(tmp_path / "grid.yaml").settings == {"data.path": "2026-11-28"}
+
+
+def test_threads_are_those_that_it_was_begun_with(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "b", grid_of(SMALL, "here"), get_registry())
+    assert study.threads(2) == study.threads(None) == study.threads(2) == 2
+    again = Study.open(tmp_path / "b", None, get_registry())
+    again.compare_with(["flowdiff"])
+    assert again.threads(None) == 2 and again.against == ["flowdiff"]
+    with pytest.raises(UserError, match=r"--threads 4: the runs of .* have 2"):
+        again.threads(4)
+    # Of an older folder the runs say it.
+    old = planted(tmp_path / "old", SMALL | {"methods": ["flowdiff"]}, {"flowdiff": {"mmd": 1.0}})
+    old.record(old.cells[0], replace(old.result(old.cells[0]), threads=3))
+    assert old.threads(None) == 3
+
+
+def test_the_table_of_what_there_is(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    content = SMALL | {"methods": ["flowdiff", "gaussian_fit"], "seeds": [3, 4, 5]}
+    content |= {"priors": [], "posteriors": []}
+    figures = {"flowdiff": {"mmd": 0.2}, "gaussian_fit": {"mmd": 0.4}}
+    study = planted(tmp_path / "b", content, figures)
+    (study.folder(study.cells[1]) / "result.json").unlink()
+    code, out, errors = run_cli("bench", str(study.path), "--table-only")
+    assert code == 0 and "2/3" in out and "to do" not in errors
+    assert study.result(study.cells[1]).status == "pending"
+    markdown = (study.path / "results.md").read_text()
+    assert "| 2 of 3: 3, 5 |" in markdown  # which means they are of
+    assert "(-0.2…-0.2, 2 seeds)" in markdown  # of how many seeds an interval is
+    page = (study.path / "report.html").read_text()
+    assert "2 of 3: 3, 5" in page and ", 2 seeds)" in page
+
+
+def test_results_say_what_made_them(tmp_path: Path) -> None:
+    study = planted(tmp_path / "b", SMALL | {"methods": ["flowdiff"]}, {"flowdiff": {"mmd": 0.2}})
+    for cell, version in zip(study.cells, ("1.0", "1.1"), strict=True):
+        made = {
+            "versions": {"flowdiff": version, "torch": "9"},
+            "plugins": {"flowdiff": version, "mypkg": "0.3"},
+            "platform": "Linux", "device": "cpu", "threads": 1, "seed": cell.seed, "command": [],
+        }  # fmt: skip
+        (study.folder(cell) / "run/environment.json").write_text(json.dumps(made))
+    write_results(study)
+    found = json.loads((study.path / "results.json").read_text())["made_by"]
+    assert [(m["versions"]["flowdiff"], m["cells"]) for m in found] == [("1.0", 1), ("1.1", 1)]
+    line = "1 runs by flowdiff 1.1, torch 9, mypkg 0.3; Linux, cpu, 1 thread each."
+    assert line in (study.path / "results.md").read_text()
+    page = (study.path / "report.html").read_text()
+    assert line in page and "not all made by the same" in page
+
+
 def test_what_is_misspelt_leaves_nothing_behind(
     run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +353,16 @@ def test_what_is_misspelt_leaves_nothing_behind(
     words = ["bench", "--method", "gaussian_fit", "--op", "gaussian_noise", "--set", "data.nn=9"]
     code, _, errors = run_cli(*words)
     assert code == 2 and "did you mean" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_suite_on_an_operator_that_lacks_something_does_not_begin(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would run for a night on the bundled operators."""
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run_cli("bench", "--op", "kernel_blur")
+    assert code == 2 and "--op kernel_blur: no method can be run on it: which file?" in errors
     assert not list(tmp_path.iterdir())
 
 
@@ -326,15 +457,25 @@ def test_the_price_of_corruption_is_a_ratio_where_both_are_above_the_floor() -> 
 def test_a_verdict_knows_the_direction_and_the_ceiling() -> None:
     below, above, over = ({"mean": m, "low": m - 0.1, "high": m + 0.1} for m in (-0.5, 0.5, 0.05))
     own = rows({0: 0.6, 1: 0.7}, "prior.density")
-    assert verdict(C2ST, below, own) == "better" and verdict(C2ST, above, own) == "worse"
-    assert verdict(DENSITY, above, own) == "better" and verdict(DENSITY, below, own) == "worse"
-    assert verdict(DENSITY, over, own) == verdict(DENSITY, None, own) == ""
-    assert verdict(replace(DENSITY, better="one"), above, own) == ""
+    scores, other_scores = rows({0: 0.6, 1: 0.7}, "prior.c2st"), rows({0: 0.6}, "prior.c2st")
+    others = rows({0: 0.6, 1: 0.5}, "prior.density")
+    assert verdict(C2ST, below, scores, other_scores) == "better"
+    assert verdict(C2ST, above, scores, other_scores) == "worse"
+    assert verdict(DENSITY, above, own, others) == "better"
+    assert verdict(DENSITY, below, own, others) == "worse"
+    assert verdict(DENSITY, over, own, others) == verdict(DENSITY, None, own, others) == ""
+    assert verdict(replace(DENSITY, better="one"), above, own, others) == ""
     # Density has no upper limit: beyond that of clean images more is no better.
     ceiling = {"prior.density": {"value": 0.5, "low": 0.4, "high": 0.6}}
     sharp = [replace(row, floors=ceiling) for row in own]
-    assert verdict(DENSITY, above, sharp) == "overshoots"
-    assert verdict(DENSITY, below, sharp) == "worse"
+    assert verdict(DENSITY, above, sharp, others) == "overshoots"
+    assert verdict(DENSITY, below, sharp, others) == "worse"
+    # Nor is less than such a surplus worse.
+    assert verdict(DENSITY, below, others, sharp) == ""
+    # Below a coin's .5 is luck, on both sides; from above it to below it is not.
+    lucky, luckier = rows({0: 0.49, 1: 0.5}, "prior.c2st"), rows({0: 0.4, 1: 0.4}, "prior.c2st")
+    assert verdict(C2ST, below, luckier, lucky) == verdict(C2ST, above, lucky, luckier) == ""
+    assert verdict(C2ST, below, lucky, scores) == "better"
 
 
 def planted(folder: Path, content: dict[str, Any], figures: dict[str, dict[str, float]]) -> Study:
@@ -412,7 +553,7 @@ def test_tables_compare_what_may_be_compared(tmp_path: Path) -> None:
     assert price["prior.theirs"]["kind"] == "ratio"
     assert price["prior.theirs"]["mean"] == pytest.approx(math.sqrt(0.2 * 0.21 / 0.1 / 0.11))
     assert price["prior.density"] == pytest.approx(
-        {"kind": "difference", "mean": 0.4, "low": 0.4, "high": 0.4, "seeds": 2}
+        {"kind": "difference", "mean": 0.4, "low": 0.4, "high": 0.4, "seeds": 2, "missing": 0}
     )
     assert not by_method["ambientflow"]["price_of_corruption"]  # another prior
     assert not by_method["oracle"]["price_of_corruption"]
