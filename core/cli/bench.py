@@ -236,7 +236,7 @@ def _own_entry(name: str, own: list[str], settings: dict[str, Any]) -> dict[str,
 
     others = set().union(*map(parts, own)) - parts(name)
     theirs: list[dict[str, Any]] = STANDARD["operators"]
-    suite = next((e["settings"] for e in theirs if e["name"] == name), {})
+    suite: dict[str, Any] = next((e["settings"] for e in theirs if e["name"] == name), {})
     given = {k: v for k, v in settings.items() if about(k) not in others}
     return {"name": name, "settings": {**suite, **given}}
 
