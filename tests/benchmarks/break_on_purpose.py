@@ -375,6 +375,13 @@ MISTAKES = (
         "tests/science/test_few_clean.py::test_ambient_diffusion_sees_all_of_a_clean_image",
     ),
     Mistake(
+        "neighbours of the same fold are asked, and oneself",
+        "plugins/metrics/c2st.py",
+        "asked = member[own, None] != member",
+        "asked = member[own, None] >= 0",
+        "tests/science/test_metrics.py::test_c2st_reaches_the_optimal_auc",
+    ),
+    Mistake(
         "a hidden pixel weighs as much as a shown one",
         "plugins/methods/ambient_diffusion.py",
         "torch.where(shown, 1 / expand(sigma, y) ** 2, 0.0)",
