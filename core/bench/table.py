@@ -235,7 +235,7 @@ class Table:
     def to_markdown(self) -> str:
         """Tables for each data set and operator, means over seeds with their range."""
         parts = [f"Budget of each run: {self.budget}.\n"]
-        parts += [f"{made['cells']} runs by {worded(made)}.\n" for made in self.made_by]
+        parts += [f"{made['cells']} of the runs: {worded(made)}.\n" for made in self.made_by]
         for place in self.places():
             parts.append(f"## {place[0]}, {place[1]}\n")
             for group, heading in GROUPS.items():

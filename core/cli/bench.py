@@ -245,7 +245,7 @@ def _check_own(own: list[str], grid: Grid, refused: dict[str, str], registry: Re
     """In the suite, an operator that fits no method is a mistake and no result.
 
     Raises:
-        UserError: with the first reason.
+        UserError: with the reason of most methods.
     """
     from flowdiff.core.errors import UserError
 

@@ -340,7 +340,7 @@ def test_results_say_what_made_them(tmp_path: Path) -> None:
     write_results(study)
     found = json.loads((study.path / "results.json").read_text())["made_by"]
     assert [(m["versions"]["flowdiff"], m["cells"]) for m in found] == [("1.0", 1), ("1.1", 1)]
-    line = "1 runs by flowdiff 1.1, torch 9, mypkg 0.3; Linux, cpu, 1 thread each."
+    line = "1 of the runs: flowdiff 1.1, torch 9, mypkg 0.3; Linux, cpu, 1 thread each."
     assert line in (study.path / "results.md").read_text()
     page = (study.path / "report.html").read_text()
     assert line in page and "not all made by the same" in page
