@@ -284,8 +284,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = "" if line is None else f", line {line + 1}"
-        what = getattr(error, "problem", None) or "not valid YAML"
-        raise UserError(f"{path}{where}: {what}") from error
+        what = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(f"{path}{where}: not valid YAML, {what}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping with keys such as prior, operator, data")
     _check_keys(content, path)

@@ -87,7 +87,8 @@ def test_options(run_cli: Cli, tmp_path: Path, options: list[str], words: list[s
 def test_yaml_file(run_cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     for text, words in (
-        ("prior: [", ["line 1", "not valid YAML"]),
+        ("prior: [", [", line ", "not valid YAML"]),
+        ("prior: {}\noperator: []\nprior: {}", ["line 3", "the key 'prior' is there twice"]),
         ("- a", ["mapping"]),
         ("piror: {}", ["unknown key 'piror'", "'prior'"]),
         ("config_schema: 2", ["config_schema is 2"]),

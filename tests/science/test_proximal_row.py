@@ -16,7 +16,7 @@ def test_it_tells_a_wrong_prior_from_the_right_one(tmp_path: Path) -> None:
         out=tmp_path / "run",
         settings={
             "op.gaussian_noise.sigma": 0.3,
-            "train.steps": 300,
+            "train.steps": 2000,
             "data.n": 1000,
             "eval.metrics": ["c2st"],
             "eval.bootstrap": 20,
