@@ -1,4 +1,4 @@
-"""Writes the tables of docs/bench_results.md from the results.json of benchmarks.
+"""Writes docs/bench_results.md's tables and docs/bench_results.csv from folders of benchmarks.
 
     python -m tests.benchmarks.results_page digits=bench/digits few_clean=bench/few_clean
 
@@ -10,12 +10,13 @@ A table of the page stands between two comments, of which the first says what it
     <!-- table digits | noise .5 | price -->
     <!-- end -->
 
-Only tables of the benchmarks that are named are written; the rest of the page stays.
+Only tables and rows of the benchmarks that are named are written; the rest stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 from pathlib import Path
@@ -35,6 +36,7 @@ from flowdiff.core.bench.table import (
 
 PAGE = Path(flowdiff.__file__).parent / "docs" / "bench_results.md"
 TABLE = re.compile(r"(<!-- table (?P<what>[^>]+?) -->\n)(?P<rows>.*?)(<!-- end -->)", re.S)
+RUNS = PAGE.with_suffix(".csv")
 Results = dict[str, Any]
 ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1", "zero": " → 0"}
 
@@ -104,14 +106,37 @@ def written(page: str, benchmarks: dict[str, Results]) -> str:
     return TABLE.sub(table, page)
 
 
+def write_runs(folders: dict[str, Path]) -> None:
+    """Every run of these benchmarks, and those of others that are there, by benchmark."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    if RUNS.exists():
+        with RUNS.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.setdefault(row["benchmark"], []).append(row)
+    for name, folder in folders.items():
+        with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+            rows[name] = [{"benchmark": name, **row} for row in csv.DictReader(file)]
+    every = [row for name in sorted(rows) for row in rows[name]]
+    columns = list(dict.fromkeys(key for row in every for key in row))
+    with RUNS.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(every)
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmarks", nargs="+", metavar="NAME=FOLDER")
-    benchmarks = {}
+    folders = {}
     for text in parser.parse_args().benchmarks:
         name, _, folder = text.partition("=")
-        benchmarks[name] = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        folders[name] = Path(folder)
+    benchmarks = {
+        name: json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        for name, folder in folders.items()
+    }
+    write_runs(folders)
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), benchmarks), encoding="utf-8")
     print(PAGE)
 
