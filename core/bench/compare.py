@@ -114,8 +114,7 @@ def paired_difference(
     differences = [left[seed] - right[seed] for seed in left if seed in right]
     if len(differences) < 2:
         return None
-    missing = max(len(rows), len(others)) - len(differences)
-    return {**_student(differences, level), "missing": missing}
+    return _student(differences, level, max(len(rows), len(others)))
 
 
 def verdict(
@@ -193,22 +192,24 @@ def price_of_corruption(
 
     if all(far(ours[s]) and far(theirs[s]) for s in seeds):
         logs = [distance(ours[s]) - distance(theirs[s]) for s in seeds]
-        found = _student(logs, level)
-        return {
-            "kind": "ratio",
-            **{name: math.exp(found[name]) for name in ("mean", "low", "high")},
-            "seeds": found["seeds"],
-            "missing": max(len(rows), len(oracle)) - len(seeds),
-        }
+        found = _student(logs, level, max(len(rows), len(oracle)))
+        ends = {name: math.exp(found[name]) for name in ("mean", "low", "high")}
+        return {"kind": "ratio", **found, **ends}
     pair = paired_difference(rows, oracle, column.key, level)
     return None if pair is None else {"kind": "difference", **pair}
 
 
-def _student(values: Sequence[float], level: float) -> dict[str, float]:
-    """The mean of at least two values with Student's interval."""
+def _student(values: Sequence[float], level: float, wanted: int) -> dict[str, float]:
+    """The mean of at least two values with Student's interval, and how many are missing."""
     from scipy.special import stdtrit
 
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
     reach = float(stdtrit(len(values) - 1, (1 + level) / 2)) * error
-    return {"mean": mean, "low": mean - reach, "high": mean + reach, "seeds": float(len(values))}
+    return {
+        "mean": mean,
+        "low": mean - reach,
+        "high": mean + reach,
+        "seeds": float(len(values)),
+        "missing": wanted - len(values),
+    }

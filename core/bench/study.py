@@ -168,9 +168,7 @@ class Study:
         return content
 
     def environment(self, cell: Cell) -> dict[str, Any] | None:
-        """The environment.json of a cell's run; None where it has not finished, or is gone."""
-        if self.result(cell).status != "finished":
-            return None
+        """The environment.json of a cell's run; None where it is not there."""
         file = self.folder(cell) / "run" / "environment.json"
         try:
             content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

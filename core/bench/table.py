@@ -78,7 +78,7 @@ class Table:
         self.budget = str(study.grid.budget)
         self.columns = columns_of((row.summary, row.figures) for row in self.rows if row.summary)
         self.references = references_of(study.grid, study.against)
-        self.made_by = _made_by(study)
+        self.made_by = _made_by(study, self.rows)
 
     def places(self) -> list[Place]:
         """Every data set and operator."""
@@ -409,11 +409,11 @@ def digits(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _made_by(study: Study) -> list[dict[str, Any]]:
+def _made_by(study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Versions and machines of the finished runs, each with how many cells it made."""
     found: dict[str, dict[str, Any]] = {}
-    for cell in study.cells:
-        content = study.environment(cell)
+    for row in rows:
+        content = study.environment(row.cell) if row.summary else None
         if content is not None:
             kept = {
                 k: content[k] for k in ("versions", "plugins", "platform", "device", "threads")

@@ -168,7 +168,6 @@ def _grid(
     from flowdiff.core.config import parse_setting
     from flowdiff.core.errors import UserError
 
-    given = [name for name, value in options.items() if value]
     if path is not None:
         others = [
             flag
@@ -186,12 +185,12 @@ def _grid(
         if path.is_dir():
             return None
         return read_grid(path)
-    if not given:
+    content: dict[str, Any] = {name: value for name, value in options.items() if value}
+    if not content:
         raise UserError(
             "name what is to be compared: methods and operators, a file, or --op alone for the "
             "standard suite (see 'flowdiff bench --help')"
         )
-    content: dict[str, Any] = {name: value for name, value in options.items() if value}
     chosen = dict(map(parse_setting, settings or ()))
     if _suite(options):
         own = list(content["operators"])

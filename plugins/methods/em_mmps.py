@@ -161,7 +161,7 @@ class EMMMPS(WithSolver):
         super().load_state(state)
         self._samples = state.tensors["samples"].to(self._samples.device)
         self._figures = {name: float(state.json[name]) for name in self._figures}
-        self.trainables["prior"].total_steps = max(self._updates_of(int(self._figures["lap"])), 1)
+        self.trainables["prior"].total_steps = self._updates_of(int(self._figures["lap"]))
 
     def restore(
         self, observation: Observation, n: int, ctx: RunContext, generator: torch.Generator
