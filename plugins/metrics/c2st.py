@@ -10,9 +10,9 @@ training images.
 
 Images are told by a small network. Vectors of up to `few` components are told by their nearest
 neighbours, the share of samples among them: a network that is trained for a second does not find
-fine structure in few dimensions (of the eight modes of an octagon it tells a ring at .52, the
-neighbours at .95), and for a smooth difference neighbours lose little (a shift that is told at .76
-at best, at .73).
+fine structure in few dimensions (of eight modes it tells a ring through them at .51, neighbours at
+.85), and for a smooth difference neighbours lose little (a shift that is told at .76 at best, at
+.74). `python -m tests.benchmarks.classifiers` prints these.
 
 For the network, both sets get the same uniform noise first, of width `dequantise` × the range of
 the reference (default 1/16: one grey step of the 8×8 digits; standard deviation 0.018 of the
@@ -83,7 +83,7 @@ class C2ST(Metric):
     The interval resamples the images, the scores held fixed: it leaves out how the classifier
     would change with another draw or start (repeats make the latter small). At 300 against 300,
     figures of networks spread 1.2 to 1.5 times as much as it says, and twice as much where nothing
-    differs in 64 dimensions; those of neighbours 1 to 1.7 times.
+    differs in 64 dimensions; those of neighbours 1.1 to 1.7 times.
 
     Args:
         config: which classifier, the noise, the networks and their training, bootstrap replicates
